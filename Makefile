@@ -1,0 +1,88 @@
+# Two commands do all the set-up on a machine with Python >= 3.10, a C++ compiler and make:
+#   make demo      train the small SE network, fused and plain
+#   make test      every test that this machine can run
+# PYTHON=python3.12 chooses the Python of .venv, ARGS="..." goes to the program that runs.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format build compile-check sass wheel two-torch clean
+
+help:
+	@echo "make demo           train the small SE network, fused and plain, and compare"
+	@echo "make test           run the tests"
+	@echo "make bench          time the layer against plain PyTorch"
+	@echo "make lint           ruff, mypy, clang-format; 'make format' repairs what can be repaired"
+	@echo "make build          compile in place (what the targets above do first)"
+	@echo "make compile-check  compile every kernel for every architecture: no spills, no stack"
+	@echo "make sass           disassemble the CUDA kernels into build/sass"
+	@echo "make wheel          a wheel in dist/"
+	@echo "make two-torch      the wheel built with torch 2.11 passes the CPU tests on torch 2.13"
+	@echo "make clean          remove what was built; .venv stays"
+
+# ---- the environment: made once, made again when the pins change
+
+$(VENV)/.installed: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, %s is %s; try make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -r constraints.txt
+	@touch $@
+
+build: $(VENV)/.installed
+	@$(RUN) setup.py -q build_ext --inplace
+
+$(VENV)/.editable: pyproject.toml | build
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+ready: build $(VENV)/.editable
+.PHONY: ready
+
+# ---- what one does with it
+
+demo: ready
+	$(RUN) examples/train.py $(ARGS)
+
+test: ready
+	$(RUN) -m pytest $(ARGS)
+
+bench: ready
+	$(RUN) benchmarks/bench_op.py $(ARGS)
+
+lint: ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/.installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+compile-check: export SEBLOCK_WITH_CUDA = 1
+compile-check: export TORCH_CUDA_ARCH_LIST =
+compile-check: ready
+	$(RUN) -m build_tools.report
+	$(RUN) -m pytest tests/test_compiled_code.py
+
+sass: ready
+	@mkdir -p build/sass
+	@for object in build/*/objects/cuda_*.o; do \
+	  $(VENV)/lib/python*/site-packages/triton/backends/nvidia/bin/cuobjdump -sass $$object \
+	    >build/sass/$$(basename $$object .o).sass; done
+	@ls -l build/sass
+
+wheel: ready
+	@rm -rf build/lib.* dist
+	$(RUN) -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+two-torch: wheel
+	.ci/two_torch
+
+clean:
+	rm -rf build dist *.egg-info seblock_cuda/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

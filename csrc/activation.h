@@ -1,0 +1,83 @@
+// Activations and gates with their derivatives: the one place, for the CPU, the GPU and the SIMT harness.
+//
+// Comparisons are written so that NaN passes through, as it does in PyTorch: `z <= 0 ? 0 : z` keeps a
+// NaN, `max(z, 0)` would swallow it.
+#pragma once
+
+#include <cmath>
+
+#include "se_types.h"
+
+#ifdef __CUDACC__
+#define SEBLOCK_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define SEBLOCK_HOST_DEVICE inline
+#endif
+
+namespace seblock {
+
+template <typename T>
+struct ValueAndSlope {
+  T value;
+  T slope;
+};
+
+template <typename T>
+SEBLOCK_HOST_DEVICE T sigmoid(T z) {
+  return T(1) / (T(1) + std::exp(-z));
+}
+
+// hidden = activation(z1), and d hidden / d z1.
+template <typename T>
+SEBLOCK_HOST_DEVICE ValueAndSlope<T> activate(Activation kind, T z) {
+  switch (kind) {
+    case Activation::relu:
+      return {z <= 0 ? T(0) : z, z <= 0 ? T(0) : T(1)};
+    case Activation::leaky_relu:  // slope 0.01, PyTorch's default
+      return {z > 0 ? z : z * T(0.01), z > 0 ? T(1) : T(0.01)};
+    case Activation::silu: {
+      const T s = sigmoid(z);
+      return {z * s, s * (T(1) + z * (T(1) - s))};
+    }
+    case Activation::gelu: {  // the exact form, with erf
+      const T cdf = T(0.5) * (T(1) + std::erf(z * T(0.70710678118654752440)));
+      const T pdf = T(0.39894228040143267794) * std::exp(T(-0.5) * z * z);
+      return {z * cdf, cdf + z * pdf};
+    }
+    case Activation::hardswish: {
+      const T ramp = z <= -3 ? T(0) : z >= 3 ? T(6) : z + T(3);
+      return {z * ramp / T(6), z <= -3 ? T(0) : z >= 3 ? T(1) : z / T(3) + T(0.5)};
+    }
+  }
+  return {z, T(1)};
+}
+
+// gate = gate_function(z2).
+template <typename T>
+SEBLOCK_HOST_DEVICE T gate_of(Gate kind, T z) {
+  switch (kind) {
+    case Gate::sigmoid:
+      return sigmoid(z);
+    case Gate::hardsigmoid:
+      return (z <= -3 ? T(0) : z >= 3 ? T(6) : z + T(3)) / T(6);
+    case Gate::relu:
+      return z <= 0 ? T(0) : z;
+  }
+  return z;
+}
+
+// d gate / d z2, from the gate itself: z2 is not saved.
+template <typename T>
+SEBLOCK_HOST_DEVICE T gate_slope(Gate kind, T gate) {
+  switch (kind) {
+    case Gate::sigmoid:
+      return gate * (T(1) - gate);
+    case Gate::hardsigmoid:
+      return gate > 0 && gate < 1 ? T(1) / T(6) : T(0);
+    case Gate::relu:
+      return gate <= 0 ? T(0) : T(1);
+  }
+  return T(1);
+}
+
+}  // namespace seblock

@@ -1,0 +1,210 @@
+// Squeeze: sums over space, one per sample and channel. The forward sums x, the backward dy * x.
+//
+// Sums are made in blocks, so that the rounding error grows with the logarithm of S rather than with S.
+// What belongs to which block depends on S alone.
+#pragma once
+
+#include "../vec/memory.h"
+#include "threads.h"
+
+namespace seblock::cpu {
+namespace {
+
+// What is summed, element by element of the whole tensor.
+template <typename scalar_t, typename acc_type>
+struct SumOfX {
+  using acc_t = acc_type;
+  const scalar_t* x;  // [N, C, S] or [N, S, C]
+  int64_t size;
+
+  SEBLOCK_INLINE Vec<acc_t> at(int64_t i) const { return load<acc_t>(x + i); }
+  SEBLOCK_INLINE Vec<acc_t> front(int64_t i, int64_t count) const {
+    return load_front<acc_t>(x + i, count, size - i);
+  }
+};
+
+template <typename scalar_t, typename acc_type>
+struct SumOfDyX {
+  using acc_t = acc_type;
+  const scalar_t* dy;  // like x
+  const scalar_t* x;   // [N, C, S] or [N, S, C]
+  int64_t size;
+
+  SEBLOCK_INLINE Vec<acc_t> at(int64_t i) const { return load<acc_t>(dy + i) * load<acc_t>(x + i); }
+  SEBLOCK_INLINE Vec<acc_t> front(int64_t i, int64_t count) const {
+    return load_front<acc_t>(dy + i, count, size - i) * load_front<acc_t>(x + i, count, size - i);
+  }
+};
+
+constexpr int64_t kSumBlock = 2048;  // elements summed by running addition
+constexpr int64_t kSumFan = 64;      // sums of one level added up by the next
+
+// The sum of elements [begin, end), left in lanes. Level 0 runs through them in four registers; each
+// level above adds up kSumFan sums of the level below.
+template <int kLevel, typename Source>
+SEBLOCK_INLINE Vec<typename Source::acc_t> sum_run(const Source& source, int64_t begin, int64_t end) {
+  using V = Vec<typename Source::acc_t>;
+  constexpr int64_t K = kLanes<typename Source::acc_t>;
+  if constexpr (kLevel == 0) {
+    V a = V::zero(), b = V::zero(), c = V::zero(), d = V::zero();
+    int64_t i = begin;
+    for (; i + 4 * K <= end; i += 4 * K) {
+      a = a + source.at(i);
+      b = b + source.at(i + K);
+      c = c + source.at(i + 2 * K);
+      d = d + source.at(i + 3 * K);
+    }
+    for (; i + K <= end; i += K) a = a + source.at(i);
+    if (i < end) b = b + source.front(i, end - i);
+    return (a + b) + (c + d);
+  } else {
+    constexpr int64_t step = kLevel == 1 ? kSumBlock : kSumBlock * kSumFan;
+    if (end - begin <= step) return sum_run<kLevel - 1>(source, begin, end);
+    V total = V::zero();
+    for (int64_t i = begin; i < end; i += step) {
+      total = total + sum_run<kLevel - 1>(source, i, at_most(i + step, end));
+    }
+    return total;
+  }
+}
+
+// NCHW: the sums of planes [first, last), S elements each.
+template <typename Source>
+void sum_planes(const Source& source, int64_t s, int64_t first, int64_t last,
+                typename Source::acc_t* sums /* [N, C] */) {
+  using acc_t = typename Source::acc_t;
+  constexpr int64_t K = kLanes<acc_t>;
+  for (int64_t plane = first; plane < last; plane += K) {
+    const int64_t count = at_most(last - plane, K);
+    Vec<acc_t> lanes[K];
+    for (int64_t i = 0; i < K; ++i) {
+      const int64_t begin = (plane + i) * s;
+      lanes[i] = i < count ? sum_run<2>(source, begin, begin + s) : Vec<acc_t>::zero();
+    }
+    const Vec<acc_t> total = reduce_lanes(lanes);
+    if (count == K) {
+      store(sums + plane, total);
+    } else {
+      store_front(sums + plane, total, count);
+    }
+  }
+}
+
+// NHWC: the sums of `rows` rows of C channels from row `first` on, for channels [begin, end). Eight rows
+// at a time are added as a tree before they meet `sums`, which stays in the nearest cache.
+template <typename Source>
+void sum_rows(const Source& source, int64_t c, int64_t first, int64_t rows, int64_t begin,
+              int64_t end, typename Source::acc_t* sums /* [C] */) {
+  using acc_t = typename Source::acc_t;
+  constexpr int64_t K = kLanes<acc_t>;
+  for (int64_t j = begin; j < end; ++j) sums[j] = 0;
+  int64_t row = 0;
+  for (; row + 8 <= rows; row += 8) {
+    const int64_t base = (first + row) * c;
+    int64_t j = begin;
+    for (; j + K <= end; j += K) {
+      const int64_t i = base + j;
+      const Vec<acc_t> low = (source.at(i) + source.at(i + c)) +
+                             (source.at(i + 2 * c) + source.at(i + 3 * c));
+      const Vec<acc_t> high = (source.at(i + 4 * c) + source.at(i + 5 * c)) +
+                              (source.at(i + 6 * c) + source.at(i + 7 * c));
+      store(sums + j, load<acc_t>(sums + j) + (low + high));
+    }
+    if (j == end) continue;
+    Vec<acc_t> tree[8];
+    for (int64_t k = 0; k < 8; ++k) tree[k] = source.front(base + k * c + j, end - j);
+    const Vec<acc_t> low = (tree[0] + tree[1]) + (tree[2] + tree[3]);
+    const Vec<acc_t> high = (tree[4] + tree[5]) + (tree[6] + tree[7]);
+    const Vec<acc_t> sum = load_front<acc_t>(sums + j, end - j, end - j) + (low + high);
+    store_front(sums + j, sum, end - j);
+  }
+  for (; row < rows; ++row) {
+    const int64_t base = (first + row) * c;
+    int64_t j = begin;
+    for (; j + K <= end; j += K) store(sums + j, load<acc_t>(sums + j) + source.at(base + j));
+    if (j == end) continue;
+    const Vec<acc_t> sum =
+        load_front<acc_t>(sums + j, end - j, end - j) + source.front(base + j, end - j);
+    store_front(sums + j, sum, end - j);
+  }
+}
+
+// NHWC: the block sums of one sample added up in float64, for channels [begin, end).
+template <typename acc_t>
+void add_blocks(const acc_t* block_sums /* [blocks, C] */, int64_t blocks, int64_t c, int64_t begin,
+                int64_t end, acc_t* sums /* [C] */) {
+  constexpr int64_t kChunk = 64;
+  for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
+    const int64_t count = at_most(end - chunk, kChunk);
+    double total[kChunk] = {};
+    for (int64_t b = 0; b < blocks; ++b) {
+      const acc_t* from = block_sums + b * c + chunk;
+      for (int64_t j = 0; j < count; ++j) total[j] += double(from[j]);
+    }
+    for (int64_t j = 0; j < count; ++j) sums[chunk + j] = acc_t(total[j]);
+  }
+}
+
+template <typename Source>
+struct Squeeze {
+  using acc_t = typename Source::acc_t;
+  Source source;
+  Shape shape;
+  Layout layout;
+  acc_t* sums;        // [N, C]
+  acc_t* block_sums;  // [N, row blocks, C]; not used where there is one block
+
+  // One sample, on this thread.
+  void sample(int64_t n) const {
+    if (layout == Layout::nchw) {
+      return sum_planes(source, shape.s, n * shape.c, (n + 1) * shape.c, sums);
+    }
+    for (int64_t b = 0; b < row_blocks(shape); ++b) row_block(n, b, 0, shape.c);
+    finish(n, 0, shape.c);
+  }
+
+  // All samples, on all threads.
+  void all(const ThreadPool& pool) const {
+    if (layout == Layout::nchw) {
+      return parallel(pool, 0, shape.n * shape.c, grain_of(shape.s),
+                      [&](int64_t first, int64_t last) {
+                        sum_planes(source, shape.s, first, last, sums);
+                      });
+    }
+    // Pieces of rows, and of channels where the rows alone do not occupy every thread.
+    const int64_t blocks = row_blocks(shape);
+    const int64_t slices = ceil_div(pool.threads, shape.n * blocks);
+    const int64_t width = ceil_div(ceil_div(shape.c, slices), 64) * 64;
+    const int64_t pieces = ceil_div(shape.c, width);
+    const int64_t piece_size = at_most(shape.s, kRowBlock) * at_most(width, shape.c);
+    parallel(pool, 0, shape.n * blocks * pieces, grain_of(piece_size),
+             [&](int64_t first, int64_t last) {
+               for (int64_t task = first; task < last; ++task) {
+                 const int64_t begin = task % pieces * width;
+                 const int64_t block = task / pieces;
+                 row_block(block / blocks, block % blocks, begin, at_most(begin + width, shape.c));
+               }
+             });
+    for (int64_t n = 0; n < shape.n; ++n) {
+      parallel(pool, 0, shape.c, grain_of(blocks),
+               [&](int64_t begin, int64_t end) { finish(n, begin, end); });
+    }
+  }
+
+ private:
+  void row_block(int64_t n, int64_t b, int64_t begin, int64_t end) const {
+    const int64_t blocks = row_blocks(shape);
+    const int64_t rows = at_most(shape.s - b * kRowBlock, kRowBlock);
+    acc_t* to = blocks == 1 ? sums + n * shape.c : block_sums + (n * blocks + b) * shape.c;
+    sum_rows(source, shape.c, n * shape.s + b * kRowBlock, rows, begin, end, to);
+  }
+
+  void finish(int64_t n, int64_t begin, int64_t end) const {
+    const int64_t blocks = row_blocks(shape);
+    if (blocks == 1) return;
+    add_blocks(block_sums + n * blocks * shape.c, blocks, shape.c, begin, end, sums + n * shape.c);
+  }
+};
+
+}  // namespace
+}  // namespace seblock::cpu

@@ -1,0 +1,49 @@
+// Loads and stores between memory of any dtype and Vec<acc_t>. Addresses need no alignment beyond the
+// element's own.
+#pragma once
+
+#include "half.h"
+#include "vec.h"
+
+namespace seblock::cpu {
+namespace {
+
+template <typename acc_t, typename scalar_t>
+SEBLOCK_INLINE Vec<acc_t> load(const scalar_t* from) {
+  typename RawVec<typename Format<scalar_t>::Element, kLanes<acc_t>>::Type stored;
+  __builtin_memcpy(&stored, from, sizeof stored);
+  return {Format<scalar_t>::template widen<typename Vec<acc_t>::Raw>(stored)};
+}
+
+template <typename acc_t, typename scalar_t>
+SEBLOCK_INLINE void store(scalar_t* to, Vec<acc_t> v) {
+  using Stored = typename RawVec<typename Format<scalar_t>::Element, kLanes<acc_t>>::Type;
+  const Stored stored = Format<scalar_t>::template narrow<Stored>(v.raw);
+  __builtin_memcpy(to, &stored, sizeof stored);
+}
+
+// The first `count` elements, the other lanes 0. `readable` elements from here on may be read: where a
+// whole register fits, it is read and the surplus masked, much faster than lane by lane.
+template <typename acc_t, typename scalar_t>
+SEBLOCK_INLINE Vec<acc_t> load_front(const scalar_t* from, int64_t count, int64_t readable) {
+  if (readable >= kLanes<acc_t>) return keep_front(load<acc_t>(from), count);
+  scalar_t lanes[kLanes<acc_t>] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return load<acc_t>(lanes);
+}
+
+template <typename acc_t, typename scalar_t>
+SEBLOCK_INLINE void store_front(scalar_t* to, Vec<acc_t> v, int64_t count) {
+  scalar_t lanes[kLanes<acc_t>];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// One element, through the same conversion.
+template <typename acc_t, typename scalar_t>
+SEBLOCK_INLINE acc_t load_one(const scalar_t* from) {
+  return load_front<acc_t>(from, 1, 1).raw[0];
+}
+
+}  // namespace
+}  // namespace seblock::cpu

@@ -1,0 +1,26 @@
+// How the backward pass divides its workspace, and the launcher of its last stage.
+#pragma once
+
+#include "launch.h"
+
+namespace seblock::cuda {
+
+template <typename acc_t>
+struct BackwardWorkspace {
+  acc_t* dz2;      // [N, C]
+  acc_t* dz1;      // [N, R]
+  acc_t* shift;    // [N, C]          dpooled / S
+  acc_t* partial;  // [splits, N, C]  parts of dgate
+
+  explicit BackwardWorkspace(const BackwardParams& p) {
+    const Shape& shape = p.problem.shape;
+    dz2 = static_cast<acc_t*>(p.workspace);
+    dz1 = dz2 + shape.n * shape.c;
+    shift = dz1 + shape.n * shape.r;
+    partial = shift + shape.n * shape.c;
+  }
+};
+
+void weight_grad(const BackwardParams& params, void* stream);
+
+}  // namespace seblock::cuda

@@ -1,0 +1,16 @@
+// The CUDA side as ops.cpp and the SIMT harness call it: execute the plan on a stream, or throw.
+#pragma once
+
+#include "plan.h"
+#include "se_types.h"
+
+namespace seblock::cuda {
+
+// The launchers behind forward() and backward() take no decision: everything they need is in the plan.
+void forward(const ForwardParams& params, const SePlan& plan, void* stream);
+void backward(const BackwardParams& params, const SePlan& plan, void* stream);
+
+// Raises, naming both, if the kernels were not built for this device or its driver is too old.
+void require_usable(int device);
+
+}  // namespace seblock::cuda

@@ -1,0 +1,183 @@
+"""Loads the op library and describes its operators to PyTorch.
+
+Importing never fails because of the library: what went wrong is kept in :data:`load_error`, and raised when
+an operator is needed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seblock_cuda.checks import check_arguments, dtype_name
+from seblock_cuda.reference import accumulation_dtype
+
+LIBRARY = Path(__file__).with_name("libseblock_cuda.so")
+
+
+def _load() -> str | None:
+    """Loads the library; the reason if that was not possible."""
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built (expected at {LIBRARY})"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+        from seblock_cuda import _core  # noqa: F401
+    except (OSError, ImportError) as error:
+        return f"{LIBRARY.name} does not fit this PyTorch ({torch.__version__}): {error}"
+    return None
+
+
+load_error: str | None = _load()
+
+
+def require() -> None:
+    """Raises RuntimeError if the op library is not there."""
+    if load_error:
+        raise RuntimeError(
+            f"seblock_cuda has no kernels: {load_error}. "
+            "Build them with `pip install --no-build-isolation .` (see python -m seblock_cuda)."
+        )
+
+
+@lru_cache(maxsize=None)
+def built_with_cuda() -> bool:
+    """Whether the op library holds CUDA kernels."""
+    if load_error:
+        return False
+    from seblock_cuda import _core
+
+    return bool(_core.build_info()["cuda"])
+
+
+def cuda_unusable_reason(device: int = 0) -> str | None:
+    """Why the CUDA kernels cannot run on `device`, with what to do; None if they can."""
+    if load_error:
+        return load_error
+    if not built_with_cuda():
+        return "built without CUDA: install a CUDA toolkit (nvcc), then rebuild with SEBLOCK_WITH_CUDA=1"
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) is a CPU build: install one with CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
+    from seblock_cuda import _core
+
+    architectures: list[str] = _core.build_info()["architectures"]
+    capability = torch.cuda.get_device_capability(device)
+    if not any(_runs_on(architecture, capability) for architecture in architectures):
+        have = f"{capability[0]}.{capability[1]}"
+        return (
+            f"{torch.cuda.get_device_name(device)} has compute capability {have}, the kernels were built for "
+            f'{", ".join(architectures)}: rebuild with TORCH_CUDA_ARCH_LIST="{have}"'
+        )
+    return None
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Binary code runs on the same major and a minor not below its own; PTX on anything not older."""
+    number, _, ptx = architecture.partition("+")
+    major, minor = (int(part.rstrip("af")) for part in number.split("."))
+    if number[-1] in "af":
+        return (major, minor) == capability
+    return (major == capability[0] and minor <= capability[1]) or (
+        bool(ptx) and (major, minor) <= capability
+    )
+
+
+def explain(
+    input: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor | None = None,
+    reduce_bias: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+) -> Any:
+    """The plan by which the CUDA kernels run these arguments: strategy, launch shape, bytes moved. Printable.
+
+    Takes tensors of any device, also ``meta``: nothing is run.
+
+    Raises:
+        TypeError, ValueError: as :func:`seblock_cuda.squeeze_excitation` does.
+        RuntimeError: the op library was not built.
+    """
+    require()
+    from seblock_cuda import _core
+
+    n, c = input.shape[:2]
+    r = reduce_weight.shape[0]
+    if expand_weight is None:
+        expand_weight = reduce_weight.new_empty(c, r)
+    check_arguments(input, reduce_weight, expand_weight, reduce_bias, expand_bias)
+    return _core.plan(
+        n,
+        c,
+        input.shape[2:].numel(),
+        r,
+        dtype_name(input.dtype),
+        "nchw" if _output_like(input).is_contiguous() else "nhwc",
+        dtype_name(reduce_weight.dtype),
+        input.is_meta or input.data_ptr() % 16 == 0,
+    )
+
+
+def is_native(x: Tensor) -> bool:
+    """Whether the kernels read x where it lies: contiguous, or channels last (1-D to 3-D)."""
+    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+
+
+def _output_like(x: Tensor) -> Tensor:
+    """An uninitialised tensor with the strides that the kernels give y: x's own if they read x where it lies."""
+    if is_native(x):
+        return torch.empty_like(x)
+    channels_last = x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
+    if not channels_last:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return torch.empty_like(x, memory_format=last)
+
+
+def _register_fakes() -> None:
+    """Shapes, dtypes and strides of the results, for torch.compile, torch.export and the meta device."""
+    @torch.library.register_fake("seblock_cuda::se_forward")
+    def se_forward(
+        x: Tensor,
+        reduce_weight: Tensor,
+        expand_weight: Tensor,
+        reduce_bias: Tensor | None,
+        expand_bias: Tensor | None,
+        activation: int,
+        gate: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias)
+        acc = accumulation_dtype(x.dtype)
+        n, c, r = x.shape[0], x.shape[1], reduce_weight.shape[0]
+        pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
+        return _output_like(x), pooled, z1, gates
+
+    @torch.library.register_fake("seblock_cuda::se_backward")
+    def se_backward(
+        dy: Tensor,
+        x: Tensor,
+        reduce_weight: Tensor,
+        expand_weight: Tensor,
+        pooled: Tensor,
+        z1: Tensor,
+        gates: Tensor,
+        activation: int,
+        gate: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        r, c = reduce_weight.shape[:2]
+        weights = torch.promote_types(reduce_weight.dtype, expand_weight.dtype)
+        return (
+            _output_like(x),
+            reduce_weight.new_empty(reduce_weight.shape, dtype=weights),
+            expand_weight.new_empty(expand_weight.shape, dtype=weights),
+            reduce_weight.new_empty(r, dtype=weights),
+            reduce_weight.new_empty(c, dtype=weights),
+        )
+
+
+if load_error is None:
+    _register_fakes()

@@ -1,0 +1,177 @@
+"""The op as a function: :func:`squeeze_excitation`, and the autograd.Function that trains it."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import FunctionCtx
+
+from seblock_cuda import _ops, reference
+from seblock_cuda.checks import check_arguments, check_name
+
+# name -> the number that the op takes.
+_ACTIVATIONS = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
+_GATES = {name: code for code, name in enumerate(reference.GATES)}
+
+
+class SEBlockFunction(torch.autograd.Function):
+    """Squeeze-and-Excitation over the ops ``seblock_cuda::se_forward`` and ``seblock_cuda::se_backward``.
+
+    Saves x, the parameters and three small tensors (pooled [N, C], z1 [N, R], gate [N, C]). A backward that is
+    itself differentiated goes through the formulas of :mod:`seblock_cuda.reference`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        reduce_weight: Tensor,
+        expand_weight: Tensor,
+        reduce_bias: Tensor | None,
+        expand_bias: Tensor | None,
+        activation: str,
+        gate: str,
+    ) -> Tensor:
+        parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
+        y, pooled, z1, gates = torch.ops.seblock_cuda.se_forward(
+            x, *parameters, _ACTIVATIONS[activation], _GATES[gate]
+        )
+        ctx.save_for_backward(x, *parameters, pooled, z1, gates)
+        ctx.names = (activation, gate)  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, reduce_weight, expand_weight, reduce_bias, expand_bias, pooled, z1, gates = (
+            ctx.saved_tensors
+        )
+        activation, gate = ctx.names
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return (
+                *reference.backward(
+                    dy, x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate
+                ),
+                None,
+                None,
+            )
+        dx, dreduce, dexpand, dreduce_bias, dexpand_bias = torch.ops.seblock_cuda.se_backward(
+            dy,
+            x,
+            reduce_weight,
+            expand_weight,
+            pooled,
+            z1,
+            gates,
+            _ACTIVATIONS[activation],
+            _GATES[gate],
+        )
+        return (
+            dx,
+            dreduce,
+            dexpand,
+            None if reduce_bias is None else dreduce_bias,
+            None if expand_bias is None else dexpand_bias,
+            None,
+            None,
+        )
+
+
+def squeeze_excitation(
+    input: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    *,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    residual: Tensor | None = None,
+    residual_activation: str | None = None,
+) -> Tensor:
+    """Squeeze-and-Excitation: ``y = input * gate(W2 act(W1 mean(input) + b1) + b2)``.
+
+    Hu et al., Squeeze-and-Excitation Networks, 2018 (arXiv:1709.01507). The mean is over space, the gate is one
+    number per sample and channel. Sums and the two small products are float32 (float64 for float64 input),
+    whatever the storage dtype; the order of every sum is fixed, so the same input gives the same bits.
+
+    Args:
+        input: ``[N, C, *spatial]`` with 1, 2 or 3 spatial dimensions; float32, bfloat16, float16 or float64.
+            Contiguous and channels-last tensors are read where they lie, other strides cost one copy.
+        reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, or with trailing 1s (a 1x1 convolution's
+            weight), in input's dtype or float32.
+        reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
+        activation: relu, silu, gelu, hardswish or leaky_relu.
+        gate: sigmoid, hardsigmoid or relu.
+        residual, residual_activation: not available yet, must be None.
+
+    Returns:
+        A tensor of input's shape, dtype and layout.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: wrong shapes, an empty spatial extent, C = 0, R = 0, an unknown name.
+        RuntimeError: tensors on different devices; a device that the build cannot serve.
+        NotImplementedError: a residual was given.
+
+    Under autocast nothing is cast: the output has input's dtype. Double backward and the transforms of
+    ``torch.func`` go through the same formulas in plain PyTorch, and so do devices without kernels.
+    """
+    if residual is not None or residual_activation is not None:
+        raise NotImplementedError(
+            "residual and residual_activation are not available yet: add the shortcut outside"
+        )
+    arguments = (input, reduce_weight, expand_weight, reduce_bias, expand_bias)
+    try:
+        if _kernels_serve(input):
+            return SEBlockFunction.apply(*arguments, activation, gate)  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError, KeyError, AttributeError):
+        _explain(*arguments, activation, gate)
+        raise  # nothing wrong with the arguments: the error stands
+    _explain(*arguments, activation, gate)
+    return reference.forward(*arguments, activation, gate)
+
+
+def _kernels_serve(x: Tensor) -> bool:
+    """Whether the op can take x: its device has kernels, and no transform of torch.func is looking."""
+    on_device = x.is_cpu or (x.is_cuda and _ops.built_with_cuda())
+    if torch.compiler.is_compiling():
+        return on_device
+    if not on_device:
+        _warn_about_device(x.device.type)
+        return False
+    _ops.require()
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+@lru_cache(maxsize=None)
+def _warn_about_device(device_type: str) -> None:
+    """Says once per kind of device that plain PyTorch runs instead of kernels."""
+    if device_type == "cuda":
+        reason = _ops.cuda_unusable_reason()
+    elif device_type == "meta":
+        return
+    else:
+        reason = f"there are kernels for cpu and cuda, not for {device_type}"
+    warnings.warn(
+        f"squeeze_excitation runs as plain PyTorch, correct but slower: {reason}", stacklevel=4
+    )
+
+
+def _explain(
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None,
+    expand_bias: Tensor | None,
+    activation: str,
+    gate: str,
+) -> None:
+    """Raises the error that says what is wrong with the arguments, if anything is."""
+    check_name("activation", activation, _ACTIVATIONS)
+    check_name("gate", gate, _GATES)
+    check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias)

@@ -1,0 +1,195 @@
+"""The plain-PyTorch reference: the formulas of the layer, forward and explicit backward.
+
+Everything in the project is measured against this file. Given float64 tensors it is the truth; it is also
+what runs on devices that have no kernels, under ``torch.func`` and in a double backward, since it is made of
+ordinary differentiable operations. :class:`PlainSEBlock` is the block that people paste.
+
+Glossary: ``x [N, C, *spatial]``, ``pooled [N, C]``, ``z1`` and ``hidden [N, R]``, ``gate [N, C]``, ``y`` like x;
+gradients prefix ``d``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pointwise = Callable[[Tensor], Tensor]
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _gelu_slope(z: Tensor) -> Tensor:
+    cdf = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return cdf + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+def _hardswish_slope(z: Tensor) -> Tensor:
+    return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
+
+
+# name -> (function, derivative as a function of its argument). The order is that of the enum in se_types.h.
+ACTIVATIONS: dict[str, tuple[Pointwise, Pointwise]] = {
+    "relu": (F.relu, lambda z: torch.where(z <= 0, 0.0, torch.ones_like(z))),
+    "silu": (F.silu, _silu_slope),
+    "gelu": (F.gelu, _gelu_slope),
+    "hardswish": (F.hardswish, _hardswish_slope),
+    "leaky_relu": (F.leaky_relu, lambda z: torch.where(z > 0, 1.0, torch.full_like(z, 0.01))),
+}
+
+# name -> (function, derivative as a function of its result).
+GATES: dict[str, tuple[Pointwise, Pointwise]] = {
+    "sigmoid": (torch.sigmoid, lambda gate: gate * (1 - gate)),
+    "hardsigmoid": (
+        F.hardsigmoid,
+        lambda gate: torch.where((gate > 0) & (gate < 1), torch.full_like(gate, 1 / 6), 0.0),
+    ),
+    "relu": (F.relu, lambda gate: torch.where(gate <= 0, 0.0, torch.ones_like(gate))),
+}
+
+
+class Gradients(NamedTuple):
+    """What :func:`backward` returns; a bias that was not given has gradient ``None``."""
+
+    dx: Tensor
+    dreduce_weight: Tensor
+    dexpand_weight: Tensor
+    dreduce_bias: Tensor | None
+    dexpand_bias: Tensor | None
+
+
+class _Stages(NamedTuple):
+    pooled: Tensor
+    z1: Tensor
+    hidden: Tensor
+    gate: Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _excite(
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None,
+    expand_bias: Tensor | None,
+    activation: str,
+    gate: str,
+    acc: torch.dtype,
+) -> _Stages:
+    def cast(bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias.to(acc)
+
+    pooled = x.mean(dim=tuple(range(2, x.dim())), dtype=acc)
+    z1 = F.linear(pooled, reduce_weight.flatten(1).to(acc), cast(reduce_bias))
+    hidden = ACTIVATIONS[activation][0](z1)
+    z2 = F.linear(hidden, expand_weight.flatten(1).to(acc), cast(expand_bias))
+    return _Stages(pooled, z1, hidden, GATES[gate][0](z2))
+
+
+def _over_space(channels: Tensor, x: Tensor) -> Tensor:
+    """``[N, C]`` as ``[N, C, 1, ...]``, to be broadcast over the spatial dimensions of x."""
+    return channels.reshape(*channels.shape, *([1] * (x.dim() - 2)))
+
+
+def forward(
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    acc_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``y = x * gate(W2 act(W1 mean(x) + b1) + b2)`` in plain PyTorch operations.
+
+    Args:
+        x: ``[N, C, *spatial]``, any floating dtype and strides.
+        reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, trailing 1s allowed.
+        reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
+        acc_dtype: of the sums and of everything of size [N, C]; by default float32 (float64 for float64), as
+            in the kernels. With ``x.dtype`` this is what plain PyTorch computes in that dtype.
+    """
+    acc = acc_dtype or accumulation_dtype(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        stages = _excite(
+            x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
+        )
+        return (x * _over_space(stages.gate, x)).to(x.dtype)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+    acc_dtype: torch.dtype | None = None,
+) -> Gradients:
+    """The gradients of :func:`forward`, written out; differentiable once more.
+
+    ``dgate = sum(dy * x)``; ``dz2 = dgate * gate'``; ``dz1 = (W2^T dz2) * act'``; ``dpooled = W1^T dz1``;
+    ``dx = dy * gate + dpooled / S``; ``dW2 = dz2^T hidden``; ``dW1 = dz1^T pooled``.
+    """
+    acc = acc_dtype or accumulation_dtype(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        stages = _excite(
+            x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
+        )
+        positions = math.prod(x.shape[2:])
+        dgate = (dy.to(acc) * x.to(acc)).sum(dim=tuple(range(2, x.dim())))
+        dz2 = dgate * GATES[gate][1](stages.gate)
+        dhidden = dz2 @ expand_weight.flatten(1).to(acc)
+        dz1 = dhidden * ACTIVATIONS[activation][1](stages.z1)
+        dpooled = dz1 @ reduce_weight.flatten(1).to(acc)
+        dx = dy * _over_space(stages.gate, x) + _over_space(dpooled / positions, x)
+        return Gradients(
+            dx.to(x.dtype),
+            (dz1.t() @ stages.pooled).reshape(reduce_weight.shape).to(reduce_weight.dtype),
+            (dz2.t() @ stages.hidden).reshape(expand_weight.shape).to(expand_weight.dtype),
+            None if reduce_bias is None else dz1.sum(0).to(reduce_bias.dtype),
+            None if expand_bias is None else dz2.sum(0).to(expand_bias.dtype),
+        )
+
+
+class PlainSEBlock(nn.Module):
+    """The Squeeze-and-Excitation block that everyone pastes: the baseline in tests, benchmarks and examples.
+
+    Args:
+        input_channel: C, the channels of the input.
+        ration: the reduction ratio; the squeeze has ``int(C * ration)`` channels.
+    """
+
+    def __init__(
+        self,
+        input_channel: int,
+        ration: float,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        reduced = int(input_channel * ration)
+        self.reduce = nn.Conv2d(input_channel, reduced, 1, bias=False, device=device, dtype=dtype)
+        self.expand = nn.Conv2d(reduced, input_channel, 1, bias=False, device=device, dtype=dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to the same shape."""
+        x = F.adaptive_avg_pool2d(inputs, 1)
+        x = F.relu(self.reduce(x))
+        x = torch.sigmoid(self.expand(x))
+        return inputs * x

@@ -1,0 +1,85 @@
+// The pybind11 module `simt_kernels`: the launchers and kernels of csrc/cuda, run by the SIMT
+// harness. Tensors come in as addresses (torch's data_ptr); tests/simt/kernels.py keeps them alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+
+#include "launch.h"
+#include "plan.h"
+#include "simt.h"
+
+namespace py = pybind11;
+using namespace seblock;
+
+namespace {
+
+template <typename T = void>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+bool aligned(std::initializer_list<uintptr_t> addresses) {
+  for (const uintptr_t address : addresses) {
+    if (address % kAccessBytes) return false;
+  }
+  return true;
+}
+
+Problem problem_of(int64_t n, int64_t c, int64_t s, int64_t r, int layout, int dtype,
+                   int weight_dtype, int activation, int gate) {
+  return {{n, c, s, r},
+          static_cast<Layout>(layout),
+          static_cast<DType>(dtype),
+          static_cast<DType>(weight_dtype),
+          static_cast<Activation>(activation),
+          static_cast<Gate>(gate)};
+}
+
+using Addresses = std::vector<uintptr_t>;
+
+// tensors: reduce, expand, reduce_bias, expand_bias, x, y, pooled, z1, gate, workspace
+void forward(const Problem& problem, const Addresses& t) {
+  const ForwardParams params{
+      problem,       {pointer(t[0]), pointer(t[1]), pointer(t[2]), pointer(t[3])},
+      pointer(t[4]), pointer(t[5]),
+      pointer(t[6]), pointer(t[7]),
+      pointer(t[8]), pointer(t[9])};
+  cuda::forward(params, plan(problem, aligned({t[4], t[5]})), nullptr);
+}
+
+// tensors: reduce, expand, dy, x, pooled, z1, gate, dx, dreduce, dexpand, dreduce_bias,
+// dexpand_bias, workspace
+void backward(const Problem& problem, const Addresses& t) {
+  const BackwardParams params{problem,        {pointer(t[0]), pointer(t[1]), nullptr, nullptr},
+                              pointer(t[2]),  pointer(t[3]),
+                              pointer(t[4]),  pointer(t[5]),
+                              pointer(t[6]),  pointer(t[7]),
+                              pointer(t[8]),  pointer(t[9]),
+                              pointer(t[10]), pointer(t[11]),
+                              pointer(t[12])};
+  cuda::backward(params, plan(problem, aligned({t[2], t[3], t[7]})), nullptr);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(simt_kernels, m) {
+  m.doc() = "The CUDA kernels' own source on the CPU.";
+  py::class_<Problem>(m, "Problem").def(py::init(&problem_of));
+  m.def("workspace_bytes", [](const Problem& problem) {
+    const SePlan chosen = plan(problem, true);
+    const SePlan scalar = plan(problem, false);
+    return std::make_pair(
+        std::max(chosen.forward_workspace_bytes, scalar.forward_workspace_bytes),
+        std::max(chosen.backward_workspace_bytes, scalar.backward_workspace_bytes));
+  });
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def(
+      "set_schedule",
+      [](unsigned resident, uint64_t seed) {
+        simt::schedule().resident = resident;
+        simt::schedule().seed = seed;
+      },
+      py::arg("resident") = 1, py::arg("seed") = 0);
+}

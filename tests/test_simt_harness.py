@@ -1,0 +1,98 @@
+"""The SIMT harness tested by itself: what it runs, what it reports and by which name."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from tests.simt import build
+
+Run = Callable[[str], subprocess.CompletedProcess[str]]
+
+# Kernels that are right, and checks that the case makes itself.
+SOUND = ["sum", "same-bits", "seeds", "partial-warps", "poison", "pipeline", "recovery"]
+
+# Kernels that are wrong: the report names kernel, block, thread and what each waits for.
+REPORTS = {
+    "exited-thread": "exits: block 3: barrier divergence: thread 0 waits at sync_threads "
+    "(and 31 more), thread 32 has exited (and 31 more)",
+    "divergent-barrier": "diverges: block 0: warp divergence: thread 0 waits at sync_threads "
+    "(and 30 more), thread 5 waits at sync_warp",
+    "divergent-shuffle": "diverges: block 0: warp divergence: thread 32 waits at shuffle_down "
+    "(and 9 more), thread 42 waits at shuffle_xor (and 21 more)",
+    "exited-lane": "exits: block 0: warp divergence: thread 32 waits at sync_warp (and 30 more), "
+    "thread 63 has exited",
+    "stuck": "waits: stuck wait: block 1: thread 2 waits in spin, thread 0 waits at sync_threads "
+    "(and 62 more)",
+    "pipeline-alone": "pipeline: stuck wait: block 0: thread 0 waits in spin, thread 1 waits at "
+    "sync_threads (and 62 more); blocks not started: 1",
+    "exception": "throws: block 1: thread 17: index 9 of 8",
+    "stack-overflow": "recurses: block 0: thread 3: stack overflow",
+    "missing-barrier": "ok",
+    "misuse": "simt: called outside the body of a launch",
+}
+
+# What only AddressSanitizer sees, and how it calls it.
+OVERRUNS = {
+    "past-shared-memory": "heap-buffer-overflow",
+    "past-local-array": "stack-buffer-overflow",
+    "stale-shared-memory": "heap-use-after-free",
+}
+
+
+def runner(sanitize: str | None) -> Run:
+    try:
+        program = build.build_selftest(sanitize)
+    except build.MissingTool as missing:
+        pytest.skip(str(missing))
+
+    def run(case: str) -> subprocess.CompletedProcess[str]:
+        command = [str(program), case]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain() -> Run:
+    return runner(None)
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Run:
+    """Under AddressSanitizer, which also reports leaks, and UndefinedBehaviorSanitizer."""
+    return runner("address,undefined")
+
+
+def check(run: Run, case: str, expected: str) -> None:
+    done = run(case)
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_sound_kernel(plain: Run, case: str) -> None:
+    check(plain, case, "ok")
+
+
+@pytest.mark.parametrize("case", REPORTS)
+def test_faulty_kernel_is_reported_by_name(plain: Run, case: str) -> None:
+    check(plain, case, REPORTS[case])
+
+
+@pytest.mark.parametrize("case", [*SOUND, *REPORTS])
+def test_harness_itself_is_clean(sanitized: Run, case: str) -> None:
+    check(sanitized, case, REPORTS.get(case, "ok"))
+
+
+@pytest.mark.parametrize("case", OVERRUNS)
+def test_overrun_is_caught(sanitized: Run, case: str) -> None:
+    done = sanitized(case)
+    assert done.returncode != 0
+    assert f"AddressSanitizer: {OVERRUNS[case]}" in done.stderr, done.stderr
+
+
+def test_block_with_ten_barriers_takes_well_under_a_millisecond(plain: Run) -> None:
+    nanoseconds = float(plain("switch-cost").stdout)
+    assert 256 * 10 * nanoseconds < 1e6
