@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -49,7 +50,7 @@ def _inspect(nvcc: Path) -> Toolkit | str:
     if not nvcc.is_file():
         return "not there"
     root = _toolkit_root(nvcc)
-    targets = sorted((root / "targets").glob(f"{os.uname().machine.replace('aarch64', 'sbsa')}-*"))
+    targets = sorted((root / "targets").glob(f"{platform.machine().replace('aarch64', 'sbsa')}-*"))
     includes = [root / "include", *(target / "include" for target in targets)]
     libraries = [root / "lib64", root / "lib", *(target / "lib" for target in targets)]
     include = next((i for i in includes if (i / "cuda_runtime.h").exists()), None)

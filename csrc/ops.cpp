@@ -155,7 +155,7 @@ Shape check_input(const Tensor& x) {
 
 void check_parameter(const Tensor& parameter, int64_t height, int64_t width, const Tensor& x) {
   const bool bias = width == 0;
-  require(parameter.dim() >= (bias ? 1 : 2) && parameter.size(0) == height &&
+  require((bias ? parameter.dim() == 1 : parameter.dim() >= 2) && parameter.size(0) == height &&
               (bias || parameter.size(1) == width) && parameter.numel() == height * (bias ? 1 : width),
           "weights must be [R, C] and [C, R], biases [R] and [C]");
   require(parameter.device() == x.device(), "all tensors must be on one device");

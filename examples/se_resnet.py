@@ -1,7 +1,8 @@
-"""A small SE-ResNet: squeeze-and-excitation in every residual block.
+"""A small SE-ResNet: Squeeze-and-Excitation in every residual block.
 
-The block is the SE paper's (Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709.01507, figure 3):
-SE stands after the last BatchNorm of the branch and before the shortcut is added.
+The block is the SE paper's (Hu et al., arXiv:1709.01507, figure 3): SE stands after the last BatchNorm of the
+branch and before the shortcut is added. The scale of that BatchNorm starts at 0, so that every block
+starts as its shortcut (Goyal et al., arXiv:1706.02677).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class SEBasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv_bn(inputs, outputs, 3, stride)
         self.conv2 = conv_bn(outputs, outputs, 3)
+        nn.init.zeros_(self.conv2[1].weight)
         self.se = se_factory(outputs, ratio)
         same_shape = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same_shape else conv_bn(inputs, outputs, 1, stride)

@@ -59,7 +59,7 @@ def _build(info: dict[str, Any]) -> dict[str, str]:
 def _cpu() -> dict[str, str]:
     rows = {"threads": str(torch.get_num_threads())}
     if _ops.load_error is None:
-        rows["kernels"] = f"{_ops.cpu_capability()} (SEBLOCK_CPU_CAPABILITY lowers it)"
+        rows["kernels"] = f"{_ops.cpu_capability()} (the variable SEBLOCK_CPU_CAPABILITY lowers it)"
     return rows
 
 

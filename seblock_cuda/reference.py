@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,13 @@ def _excite(
     return _Stages(pooled, z1, hidden, GATES[gate][0](z2))
 
 
+def _as_written(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off: the formulas choose their own dtypes."""
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
+
+
 def _over_space(channels: Tensor, x: Tensor) -> Tensor:
     """``[N, C]`` as ``[N, C, 1, ...]``, to be broadcast over the spatial dimensions of x."""
     return channels.reshape(*channels.shape, *([1] * (x.dim() - 2)))
@@ -122,7 +130,7 @@ def forward(
             in the kernels. With ``x.dtype`` this is what plain PyTorch computes in that dtype.
     """
     acc = acc_dtype or accumulation_dtype(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_written(x):
         stages = _excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
         )
@@ -146,7 +154,7 @@ def backward(
     ``dx = dy * gate + dpooled / S``; ``dW2 = dz2^T hidden``; ``dW1 = dz1^T pooled``.
     """
     acc = acc_dtype or accumulation_dtype(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_written(x):
         stages = _excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
         )

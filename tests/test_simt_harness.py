@@ -68,7 +68,7 @@ def sanitized() -> Run:
 
 def check(run: Run, case: str, expected: str) -> None:
     done = run(case)
-    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected + "\n", "")
 
 
 @pytest.mark.parametrize("case", SOUND)

@@ -95,8 +95,7 @@ constexpr size_t kSpareBytes = 16 * 1024;
 constexpr size_t kMarkBytes = 256;
 constexpr int kMark = 0xa5;
 
-// What simt_switch_stack restores from a stack that has not run yet, in 8-byte words from its
-// pointer.
+// What simt_switch_stack restores from a stack that has not run yet, in 8-byte words.
 #if defined(__x86_64__)
 constexpr size_t kFrameWords = 8;  // six registers, the return address, the end of the call chain
 constexpr size_t kReturnWord = 6;
@@ -111,7 +110,6 @@ thread_local Fiber* resumed = nullptr;
 }  // namespace
 
 Fiber::Fiber() : stack_(new std::byte[kSpareBytes + kStackBytes]) {
-  std::memset(stack_.get() + kSpareBytes, kMark, kMarkBytes);
   own_.bottom = stack_.get();
   own_.size = kSpareBytes + kStackBytes;
 }
@@ -123,6 +121,7 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   // The frame of enter() is never left: its red zones are still poisoned.
   __asan_unpoison_memory_region(own_.bottom, own_.size);
 #endif
+  std::memset(stack_.get() + kSpareBytes, kMark, kMarkBytes);
   const uintptr_t top = (reinterpret_cast<uintptr_t>(own_.bottom) + own_.size) & ~uintptr_t{15};
   uint64_t frame[kFrameWords] = {};
   frame[kReturnWord] = reinterpret_cast<uintptr_t>(&Fiber::enter);

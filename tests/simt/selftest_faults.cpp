@@ -1,5 +1,4 @@
-// The other half of the SIMT harness's self-test: kernels that are wrong on purpose, and what is
-// reported.
+// The other half of the SIMT harness's self-test: kernels that are wrong on purpose.
 #include <string>
 
 #include "selftest.h"
@@ -9,8 +8,7 @@ namespace {
 
 using namespace simt;
 
-// Without the second barrier of sum_kernel, a warp that is ahead overwrites what thread 0 still
-// reads.
+// A warp that is ahead overwrites what thread 0 has yet to read: one barrier too few.
 std::string missing_barrier() {
   unsigned wrong = 0;
   for (schedule().seed = 1; schedule().seed <= 20; schedule().seed++) {
@@ -77,6 +75,20 @@ std::string exception() {
   });
 }
 
+unsigned descend(const volatile char* top, unsigned depth) {
+  volatile char frame[256];
+  for (volatile char& byte : frame) byte = static_cast<char>(depth);
+  if (top - frame > 68 * 1024) return depth;
+  return descend(top, depth + 1) + static_cast<unsigned>(frame[0]);
+}
+
+std::string stack_overflow() {
+  return report({"recurses", 1, 64, 0}, [] {
+    volatile char top = 0;
+    if (thread_index() == 3) descend(&top, 0);
+  });
+}
+
 // Every failure unwinds the frames of all threads (a leak shows under AddressSanitizer), and the
 // next launch is not disturbed.
 std::string recovery() {
@@ -99,7 +111,7 @@ std::string recovery() {
            message);
     expect(destroyed == 128, "128 locals destroyed, not " + std::to_string(destroyed));
     destroyed = 0;
-    exited_lane(), divergent_shuffle();
+    exited_lane(), divergent_shuffle(), stack_overflow();
     unsigned sum = 0;
     launch({"sums", 3, 256, 0}, [&] {
       sync_threads();
@@ -108,20 +120,6 @@ std::string recovery() {
     expect(sum == 3 * 255 * 128, "the right sum after a failure");
   }
   return "ok";
-}
-
-unsigned descend(const volatile char* top, unsigned depth) {
-  volatile char frame[256];
-  for (volatile char& byte : frame) byte = static_cast<char>(depth);
-  if (top - frame > 68 * 1024) return depth;
-  return descend(top, depth + 1) + static_cast<unsigned>(frame[0]);
-}
-
-std::string stack_overflow() {
-  return report({"recurses", 1, 64, 0}, [] {
-    volatile char top = 0;
-    if (thread_index() == 3) descend(&top, 0);
-  });
 }
 
 std::string misuse() {

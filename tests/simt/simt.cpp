@@ -1,10 +1,10 @@
-// The scheduler of the SIMT harness: blocks, barriers, shuffles, and the reports of what went
-// wrong.
+// The scheduler of the SIMT harness: who runs next, who meets whom, and what went wrong.
 #include "simt.h"
 
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -77,9 +77,11 @@ Grid::~Grid() { running = nullptr; }
 
 void Grid::run() {
   for (unsigned i = launch_.blocks; i-- > 0;) waiting_.push_back(i);
-  if (schedule_.seed) std::shuffle(waiting_.begin(), waiting_.end(), random_);
+  if (schedule_.seed) {
+    std::shuffle(waiting_.begin(), waiting_.end(), random_);
+    draw_laggards();
+  }
   try {
-    bool first_round = true;
     while (!waiting_.empty() || !blocks_.empty()) {
       while (!waiting_.empty() && blocks_.size() < std::max(schedule_.resident, 1u)) {
         blocks_.push_back(std::make_unique<Block>(waiting_.back(), launch_, thread_main));
@@ -87,9 +89,8 @@ void Grid::run() {
       }
       if (schedule_.seed) {
         std::shuffle(blocks_.begin(), blocks_.end(), random_);
-        if (first_round || random_() % 16 == 0) draw_laggards();
+        if (idle_rounds_ > 0) draw_laggards();
       }
-      first_round = false;
       bool progress = false;
       for (auto& block : blocks_) progress |= resume_threads(*block);
       const auto finished = [](auto& block) { return block->exited == block->threads.size(); };
@@ -103,16 +104,17 @@ void Grid::run() {
   }
 }
 
-// Draws who stays behind for a while: about half of the threads, of the warps or of the blocks. What
-// the others can do without them happens first.
+// Draws who stays behind: about half of the threads, of the warps or of the blocks. They wait until
+// the others can do no more without them; then others are drawn.
 void Grid::draw_laggards() {
-  constexpr unsigned kUnits[] = {1, kWarpThreads, kMaxBlockThreads};
-  laggard_unit_ = kUnits[random_() % 3];
+  constexpr unsigned kUnits[] = {1, kWarpThreads, kWarpThreads, kMaxBlockThreads};
+  laggard_unit_ = kUnits[random_() % std::size(kUnits)];
   laggard_salt_ = random_();
 }
 
 bool Grid::lags(const Thread& thread) const {
-  const uint64_t unit = (thread.block->index * kMaxBlockThreads + thread.index) / laggard_unit_;
+  const uint64_t block = thread.block->index;
+  const uint64_t unit = (block * kMaxBlockThreads + thread.index) / laggard_unit_;
   return ((unit ^ laggard_salt_) * 0x9e3779b97f4a7c15) >> 63;
 }
 
@@ -220,9 +222,8 @@ std::runtime_error Grid::divergence(const Block& block) const {
 std::runtime_error Grid::stuck_wait() const {
   std::string text = std::string(launch_.kernel) + ": stuck wait";
   for (const auto& block : blocks_) {
-    text += (&block == &blocks_.front() ? ": block " : "; block ") + std::to_string(block->index) +
-            ": ";
-    text += describe(*block, block->group);
+    text += &block == &blocks_.front() ? ": block " : "; block ";
+    text += std::to_string(block->index) + ": " + describe(*block, block->group);
   }
   if (!waiting_.empty()) text += "; blocks not started: " + std::to_string(waiting_.size());
   return std::runtime_error(text);

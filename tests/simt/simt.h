@@ -1,14 +1,12 @@
 // The SIMT harness: runs a kernel written for a GPU on one CPU thread, one fiber per GPU thread.
 //
 // A kernel reaches the hardware only through the functions below; csrc/cuda/device/ maps its own
-// names to them. What a GPU leaves undefined is an error here, with the names of kernel, block and
-// thread:
+// names to them. What a GPU leaves undefined is an error here, with kernel, block and thread:
 //
-//   squeeze_nchw: block 3: barrier divergence: thread 0 waits at sync_threads (and 31 more), thread
-//   32 has exited
+//   squeeze: block 3: barrier divergence: thread 0 waits at sync_threads, thread 32 has exited
 //
-// A fiber runs until it waits, so the code between two waits is atomic. The harness knows nothing
-// of what the kernels compute.
+// A fiber runs until it waits, so the code between two waits is atomic and memory is sequentially
+// consistent: a missing fence does not show. What the kernels compute is unknown here.
 #pragma once
 
 #include <cstddef>
@@ -31,12 +29,14 @@ struct Launch {
 };
 
 // How the threads are interleaved. With seed 0, in order: blocks by index, threads by index, each
-// until it waits. With any other seed, blocks start in random order and random threads are resumed.
+// until it waits. With any other seed, blocks start in random order, random threads are resumed,
+// and about half of the threads, warps or blocks are kept behind for as long as the others can go
+// on without them.
 struct Schedule {
   unsigned resident = 1;  // blocks alive at a time
   uint64_t seed = 0;      // equal seeds give equal interleavings
-  unsigned spin_rounds =
-      10000;  // rounds in which threads only spin before the wait counts as stuck
+  // Rounds in which every thread that can run only spins, before that counts as a stuck wait.
+  unsigned spin_rounds = 10000;
 };
 
 // The schedule of the launches to come on this OS thread; tests assign to it.
@@ -44,8 +44,7 @@ Schedule& schedule();
 
 // Runs `body` once per thread of the grid. Throws std::runtime_error for an exception in a thread,
 // for divergence, for a stuck wait and for a stack overflow, after every thread's frames have been
-// unwound (which needs the functions that wait to be callable without noexcept). The harness is as
-// new afterwards.
+// unwound (so a function that waits must not be noexcept). The harness is as new afterwards.
 void launch(const Launch& launch, const std::function<void()>& body);
 
 // The rest is for the body of a launch.

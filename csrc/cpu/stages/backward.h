@@ -40,9 +40,11 @@ struct Backward {
         shift(static_cast<acc_t*>(workspace.shift)) {
     const scalar_t* dy = static_cast<const scalar_t*>(p.dy);
     const scalar_t* x = static_cast<const scalar_t*>(p.x);
+    const int64_t size = shape.n * shape.c * shape.s;
     acc_t* block_sums = static_cast<acc_t*>(workspace.block_sums);
-    squeeze = {{dy, x, shape.n * shape.c * shape.s}, shape, problem.layout, dz2, block_sums};
-    scale = {{gate, shift}, shape, problem.layout, dy, static_cast<scalar_t*>(p.dx)};
+    squeeze = {{dy, x, size}, shape, problem.layout, dz2, block_sums};
+    scale = {{gate, shift}, shape, problem.layout, dy, static_cast<scalar_t*>(p.dx),
+             kCanStream && size * int64_t(sizeof(scalar_t)) >= kStreamBytes};
   }
 
   // dz2, which comes in as dgate.
@@ -95,8 +97,7 @@ void backward(const BackwardParams& p, const ThreadPool& pool) {
   const BackwardWorkspace workspace(p.problem, p.workspace);
   const Backward<scalar_t, weight_t, acc_t> stage(p, workspace);
   if (shape.n > 0) {
-    const int64_t sample_bytes = 2 * shape.c * shape.s * int64_t(sizeof(scalar_t));
-    const Schedule plan = schedule(p.problem, sample_bytes, pool);
+    const Schedule plan = schedule(p.problem, pool);
     if (plan.by_sample) {
       parallel(pool, 0, shape.n, plan.grain, [&](int64_t first, int64_t last) {
         for (int64_t n = first; n < last; n += plan.group) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../vec/half.h"
+#include "se_types.h"
 
 namespace seblock::cpu {
 namespace {

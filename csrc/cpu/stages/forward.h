@@ -37,9 +37,11 @@ struct Forward {
         hidden(static_cast<acc_t*>(workspace.hidden)),
         gate(static_cast<acc_t*>(p.gate)) {
     const scalar_t* x = static_cast<const scalar_t*>(p.x);
+    const int64_t size = shape.n * shape.c * shape.s;
     acc_t* block_sums = static_cast<acc_t*>(workspace.block_sums);
-    squeeze = {{x, shape.n * shape.c * shape.s}, shape, problem.layout, pooled, block_sums};
-    scale = {{gate}, shape, problem.layout, x, static_cast<scalar_t*>(p.y)};
+    squeeze = {{x, size}, shape, problem.layout, pooled, block_sums};
+    scale = {{gate}, shape, problem.layout, x, static_cast<scalar_t*>(p.y),
+             kCanStream && size * int64_t(sizeof(scalar_t)) >= kStreamBytes};
   }
 
   // pooled, which comes in as the sums over space, and rows [begin, end) of z1 and hidden.
@@ -87,8 +89,7 @@ void run_forward(const ForwardParams& params, const ThreadPool& pool) {
     using scalar_t = typename decltype(scalar)::Type;
     const Forward<scalar_t, typename decltype(weight)::Type, typename decltype(acc)::Type> forward(
         params, ForwardWorkspace(params.problem, params.workspace));
-    const int64_t sample_bytes = shape.c * shape.s * int64_t(sizeof(scalar_t));
-    const Schedule plan = schedule(params.problem, sample_bytes, pool);
+    const Schedule plan = schedule(params.problem, pool);
     if (!plan.by_sample) return forward.stages(pool);
     parallel(pool, 0, shape.n, plan.grain, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; n += plan.group) {

@@ -1,10 +1,13 @@
 // Scale: the second walk over space. The forward writes y = x * gate, the backward
 // dx = dy * gate + shift, with shift = dpooled / S.
 //
-// A sample is walked from its end to its beginning: what the squeeze read last is still in cache.
+// A sample is walked in blocks from its end to its beginning: what the squeeze read last is still in
+// cache. Large results are streamed past the cache: each block is made in a buffer, whatever the
+// alignment of its planes or rows, and leaves it in whole cache lines.
 #pragma once
 
 #include "../vec/memory.h"
+#include "../vec/stream.h"
 #include "threads.h"
 
 namespace seblock::cpu {
@@ -48,54 +51,39 @@ struct TimesGatePlusShift {
   }
 };
 
-// Fewer elements than a register holds.
+// `count` elements of the plane of channel i. The last register may overlap the one before: it writes
+// the same values again.
 template <typename Op, typename scalar_t>
-SEBLOCK_INLINE void scale_front(typename Op::Factor factor, const scalar_t* in, scalar_t* out,
+SEBLOCK_INLINE void scale_plane(const Op& op, int64_t i, const scalar_t* from, scalar_t* to,
                                 int64_t count) {
   using acc_t = typename Op::acc_t;
-  store_front(out, Op::apply(load_front<acc_t>(in, count, count), factor), count);
+  constexpr int64_t K = kLanes<acc_t>;
+  const typename Op::Factor factor = op.one(i);
+  if (count < K) {
+    return store_front(to, Op::apply(load_front<acc_t>(from, count, count), factor), count);
+  }
+  for (int64_t k = 0; k + K <= count; k += K) {
+    store(to + k, Op::apply(load<acc_t>(from + k), factor));
+  }
+  const int64_t last = count - K;
+  if (count % K) store(to + last, Op::apply(load<acc_t>(from + last), factor));
 }
 
-// NCHW: planes [first, last) of S elements. The last register of a plane may overlap the one before: it
-// writes the same values again.
+// `count` elements of a row, of channels i, i + 1, ...
 template <typename Op, typename scalar_t>
-void scale_planes(const Op& op, const scalar_t* in, scalar_t* out, int64_t s, int64_t first,
-                  int64_t last) {
+SEBLOCK_INLINE void scale_row(const Op& op, int64_t i, const scalar_t* from, scalar_t* to,
+                              int64_t count) {
   using acc_t = typename Op::acc_t;
   constexpr int64_t K = kLanes<acc_t>;
-  for (int64_t plane = first; plane < last; ++plane) {
-    const typename Op::Factor factor = op.one(plane);
-    const scalar_t* from = in + plane * s;
-    scalar_t* to = out + plane * s;
-    if (s < K) {
-      scale_front<Op>(factor, from, to, s);
-      continue;
-    }
-    for (int64_t i = 0; i + K <= s; i += K) {
-      store(to + i, Op::apply(load<acc_t>(from + i), factor));
-    }
-    if (s % K) store(to + s - K, Op::apply(load<acc_t>(from + s - K), factor));
+  if (count < K) {
+    const Vec<acc_t> value = load_front<acc_t>(from, count, count);
+    return store_front(to, Op::apply(value, op.front(i, count)), count);
   }
-}
-
-// NHWC: rows [first, last) of the C channels of sample n.
-template <typename Op, typename scalar_t>
-void scale_rows(const Op& op, const scalar_t* in, scalar_t* out, int64_t c, int64_t n, int64_t first,
-                int64_t last) {
-  using acc_t = typename Op::acc_t;
-  constexpr int64_t K = kLanes<acc_t>;
-  for (int64_t row = first; row < last; ++row) {
-    const scalar_t* from = in + row * c;
-    scalar_t* to = out + row * c;
-    if (c < K) {
-      scale_front<Op>(op.front(n * c, c), from, to, c);
-      continue;
-    }
-    for (int64_t j = 0; j + K <= c; j += K) {
-      store(to + j, Op::apply(load<acc_t>(from + j), op.lanes(n * c + j)));
-    }
-    if (c % K) store(to + c - K, Op::apply(load<acc_t>(from + c - K), op.lanes(n * c + c - K)));
+  for (int64_t k = 0; k + K <= count; k += K) {
+    store(to + k, Op::apply(load<acc_t>(from + k), op.lanes(i + k)));
   }
+  const int64_t last = count - K;
+  if (count % K) store(to + last, Op::apply(load<acc_t>(from + last), op.lanes(i + last)));
 }
 
 template <typename Op, typename scalar_t>
@@ -105,38 +93,64 @@ struct Scale {
   Layout layout;
   const scalar_t* in;  // [N, C, S] or [N, S, C]
   scalar_t* out;       // like in
-
-  // A line is what shares one address range: a plane of S (NCHW) or a row of C (NHWC).
-  int64_t lines() const { return layout == Layout::nchw ? shape.c : shape.s; }
-  int64_t line_size() const { return layout == Layout::nchw ? shape.s : shape.c; }
+  bool streamed;
 
   // One sample, on this thread.
-  void sample(int64_t n) const { backwards(n * lines(), (n + 1) * lines()); }
+  void sample(int64_t n) const {
+    const int64_t size = shape.c * shape.s;
+    backwards(n, n * size, (n + 1) * size);
+  }
 
   // All samples, on all threads.
   void all(const ThreadPool& pool) const {
-    parallel(pool, 0, shape.n * lines(), grain_of(line_size()), [&](int64_t first, int64_t last) {
+    const int64_t size = shape.c * shape.s;
+    parallel(pool, 0, shape.n * size, kGrain, [&](int64_t first, int64_t last) {
       while (first < last) {  // one sample at a time, the last one first
-        const int64_t begin = at_least((last - 1) / lines() * lines(), first);
-        backwards(begin, last);
+        const int64_t n = (last - 1) / size;
+        const int64_t begin = at_least(n * size, first);
+        backwards(n, begin, last);
         last = begin;
       }
     });
   }
 
  private:
-  // Lines [first, last) of one sample, in blocks of about 16 KB from the last to the first.
-  void backwards(int64_t first, int64_t last) const {
-    const int64_t step = at_least(16384 / (line_size() * int64_t(sizeof(scalar_t))), 1);
-    const int64_t n = first / lines();
-    while (first < last) {
-      const int64_t begin = at_least(last - step, first);
-      if (layout == Layout::nchw) {
-        scale_planes(op, in, out, shape.s, begin, last);
+  static constexpr int64_t kBlock = 8192 / int64_t(sizeof(scalar_t));
+  static constexpr int64_t kLine = kCacheLine / int64_t(sizeof(scalar_t));
+
+  // Elements [begin, end) of the whole tensor, all of sample n.
+  void backwards(int64_t n, int64_t begin, int64_t end) const {
+    alignas(kCacheLine) scalar_t buffer[kBlock];
+    // Blocks begin where a cache line of `out` does.
+    const int64_t phase = int64_t(reinterpret_cast<uintptr_t>(out) / sizeof(scalar_t)) % kLine;
+    while (begin < end) {
+      const int64_t wanted = at_least(end - kBlock, 0);
+      const int64_t first = at_least(ceil_div(wanted + phase, kLine) * kLine - phase, begin);
+      const bool aligned = (first + phase) % kLine == 0;
+      if (streamed && aligned) {
+        block(n, first, end, buffer);
+        stream_copy(out + first, buffer, (end - first) * int64_t(sizeof(scalar_t)));
       } else {
-        scale_rows(op, in, out, shape.c, n, begin, last);
+        block(n, first, end, out + first);
       }
-      last = begin;
+      end = first;
+    }
+    if (streamed) stream_fence();
+  }
+
+  // Elements [begin, end) to `to`, plane by plane or row by row.
+  void block(int64_t n, int64_t begin, int64_t end, scalar_t* to) const {
+    const int64_t size = layout == Layout::nchw ? shape.s : shape.c;
+    int64_t line = begin / size;
+    for (int64_t i = begin; i < end; ++line) {
+      const int64_t count = at_most((line + 1) * size, end) - i;
+      if (layout == Layout::nchw) {
+        scale_plane(op, line, in + i, to, count);
+      } else {
+        scale_row(op, n * shape.c + i - line * size, in + i, to, count);
+      }
+      i += count;
+      to += count;
     }
   }
 };

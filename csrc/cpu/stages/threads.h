@@ -34,21 +34,32 @@ SEBLOCK_INLINE int64_t grain_of(int64_t elements) { return ceil_div(kGrain, at_l
 struct Schedule {
   bool by_sample;  // each thread takes samples through all stages; else all threads share each stage
   int64_t grain;   // samples
-  int64_t group;   // samples between whose stages the weights are read once
+  int64_t group;   // samples for which the weights are read once
 };
 
-// `sample_bytes` are the bytes of one sample that should stay in cache from the squeeze to the scale.
-inline Schedule schedule(const Problem& problem, int64_t sample_bytes, const ThreadPool& pool) {
-  const Shape& shape = problem.shape;
-  const int64_t sample = shape.c * shape.s;
-  const int64_t threads = at_most(pool.threads, at_least(shape.n * sample / kGrain, 1));
-  const int64_t share = ceil_div(shape.n, threads);
-  if (2 * share * threads > 3 * shape.n) return {false, shape.n, shape.n};
+// Samples that one thread takes through a stage together. Weights that stay in the nearest 1 MB cost
+// nothing to read again; then the group is what the scale finds still there, up to the four samples that
+// the products work on at once. Heavier weights are shared by eight samples, which then wait in L3.
+// Measured (2048 x 7 x 7, R = 128): 5.2 ms at groups of 2, 4.7 at 8, 5.2 at 32.
+inline int64_t group_size(const Shape& shape, int64_t element_bytes) {
+  const int64_t sample_bytes = shape.c * shape.s * element_bytes;
+  const int64_t weight_bytes = 2 * shape.c * shape.r * element_bytes;
+  const bool heavy = weight_bytes > (256 << 10);
+  const int64_t room = heavy ? 8 << 20 : 1 << 20;
+  return at_least(at_most(room / sample_bytes, heavy ? 8 : 4), 1);
+}
 
-  constexpr int64_t kCacheBytes = 1 << 20;
-  constexpr int64_t kGroup = 8;
-  const int64_t group = at_least(at_most(kCacheBytes / sample_bytes, kGroup), 1);
-  return {true, share, group};
+inline Schedule schedule(const Problem& problem, const ThreadPool& pool) {
+  const Shape& shape = problem.shape;
+  const int64_t worth = at_least(shape.n * shape.c * shape.s / kGrain, 1);
+  const int64_t threads = at_least(at_most(pool.threads, worth), 1);
+  const int64_t share = ceil_div(shape.n, threads);
+  // Too few samples to occupy the threads evenly.
+  if (2 * share * threads > 3 * shape.n) return {false, shape.n, shape.n};
+  const int64_t element_bytes = problem.dtype == DType::float64   ? 8
+                                : problem.dtype == DType::float32 ? 4
+                                                                  : 2;
+  return {true, share, group_size(shape, element_bytes)};
 }
 
 }  // namespace

@@ -1,0 +1,1 @@
+"""What the layer costs: workloads, timing rules and the benchmarks themselves."""

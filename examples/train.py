@@ -1,0 +1,258 @@
+"""Trains a small SE-ResNet on handwritten digits, with the fused SE layer and with the plain one.
+
+    python examples/train.py
+
+The two start from the same weights and see the same batches, so they are the same training up to float32
+rounding. A third run shows how much that is: the plain layer once more, its first weights moved by one unit in the
+last place. Prints one table and writes one picture: the loss curves, and the gates that SE learnt.
+
+The digits are the 1797 real 8x8 scans that scikit-learn ships; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from picture import draw
+from se_resnet import SEResNet
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from seblock_cuda import SEBlock
+from seblock_cuda._ops import cuda_unusable_reason
+from seblock_cuda.reference import PlainSEBlock
+
+FIRST_STEPS = 20
+MIN_ACCURACY = 0.97
+MAX_DIFFERENCE_FIRST = 1e-4  # of the losses, over the first steps
+MAX_DIFFERENCE = 5e-2  # of the losses, over all steps
+QUICK_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images [N, 1, 8, 8], float32 with mean 0 and deviation 1; labels [N], 0 to 9."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def digits(device: torch.device) -> Data:
+    """Three quarters of the digits for training, a quarter for the test, every class alike."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = pixels.reshape(-1, 1, 8, 8).astype(np.float32)
+    split = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
+    mean, deviation = split[0].mean(), split[0].std()
+    train_images, test_images = ((part - mean) / deviation for part in split[:2])
+    tensors = (train_images, split[2], test_images, split[3])
+    return Data(*(torch.from_numpy(part).to(device) for part in tensors))
+
+
+@dataclass
+class Run:
+    """One network in training, with what has been recorded of it: loss and milliseconds of every step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    losses: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls,
+        se_layer: Callable[[int, float], nn.Module],
+        *,
+        seed: int,
+        lr: float,
+        steps: int,
+        device: torch.device,
+    ) -> Run:
+        torch.manual_seed(seed)
+        model = SEResNet(se_layer).to(device)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False
+        )
+        return cls(model, optimizer, schedule)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One step of SGD; reading the loss waits for the device."""
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        self.losses.append(loss.item())
+        self.step_ms.append(1e3 * (time.perf_counter() - start))
+        self.schedule.step()
+
+
+def move_by_one_unit(model: nn.Module) -> None:
+    """Moves the first parameter by one unit in its last place: the least change that float32 can see."""
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
+
+
+def train(runs: Sequence[Run], data: Data, *, steps: int, batch_size: int, seed: int) -> None:
+    """Trains all runs on the same batches, a step of each in turn so that their times can be compared."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    with tqdm(range(steps), desc="training", unit="step", disable=None) as progress:
+        for _ in progress:
+            if len(order) < batch_size:  # a new epoch; the last, smaller batch of the old one is dropped
+                order = torch.randperm(len(data.train_labels), generator=generator)
+            batch, order = order[:batch_size].to(data.train_labels.device), order[batch_size:]
+            images, labels = data.train_images[batch], data.train_labels[batch]
+            for run in runs:
+                run.step(images, labels)
+            progress.set_postfix(loss=f"{runs[0].losses[-1]:.4f}", refresh=False)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    model.eval()
+    return (model(images).argmax(dim=1) == labels).float().mean().item()
+
+
+@torch.no_grad()
+def class_gates(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """Per SE layer the gates' mean over the images of each class, [10, C]."""
+    gates: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+            hidden = F.relu(layer.reduce(inputs[0].mean(dim=(2, 3), keepdim=True)))
+            gates[name] = torch.sigmoid(layer.expand(hidden)).flatten(1)
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(record(name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, (SEBlock, PlainSEBlock))
+    ]
+    model.eval()
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return {
+        name: torch.stack([gate[labels == label].mean(dim=0) for label in range(10)]).cpu().numpy()
+        for name, gate in gates.items()
+    }
+
+
+def largest_difference(one: Run, other: Run, steps: int | None = None) -> float:
+    return float(np.abs(np.subtract(one.losses[:steps], other.losses[:steps])).max())
+
+
+def table(
+    fused: Run, plain: Run, moved: Run, accuracies: Sequence[float], device: torch.device
+) -> str:
+    fused_ms, plain_ms = (float(np.median(run.step_ms)) for run in (fused, plain))
+    threads = torch.get_num_threads()
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if cuda else f"CPU, {threads} threads"
+
+    def differences(other: Run) -> list[str]:
+        steps = (FIRST_STEPS, None)
+        return [f"{largest_difference(other, plain, count):.1e}" for count in steps]
+
+    by_fused, by_moved = differences(fused), differences(moved)
+    lines = [
+        ("test accuracy", *(f"{value:.2%}" for value in accuracies)),
+        ("step time, median", f"{fused_ms:.2f} ms", f"{plain_ms:.2f} ms"),
+        ("step time, plain over fused", f"{plain_ms / fused_ms:.2f}", ""),
+        (f"largest difference of loss, first {FIRST_STEPS} steps", by_fused[0], ""),
+        (f"largest difference of loss, all {len(plain.losses)} steps", by_fused[1], ""),
+        ("the same two, plain with its first weights moved by one unit", "", ""),
+        ("ran on", where, ""),
+    ]
+    del by_moved
+    return tabulate(lines, ("", "fused SE", "plain SE"), disable_numparse=True)
+
+
+def verdict(fused: Run, plain: Run, least_accuracy: float) -> int:
+    """Prints whether the run is what it should be; 0 if so, else 1."""
+    failures = []
+    if least_accuracy < MIN_ACCURACY:
+        failures.append(f"accuracy {least_accuracy:.2%} is below {MIN_ACCURACY:.0%}")
+    for steps, bound in ((FIRST_STEPS, MAX_DIFFERENCE_FIRST), (None, MAX_DIFFERENCE)):
+        difference = largest_difference(fused, plain, steps)
+        if not difference <= bound:
+            span = f"the first {steps} steps" if steps else "all steps"
+            failures.append(f"the losses differ by {difference:.1e} over {span}, {bound:.0e} allowed")
+    print(f"FAILED: {'; '.join(failures)}" if failures else "ok: same training, to within rounding")
+    return 1 if failures else 0
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where the kernels can run."""
+    reason = cuda_unusable_reason()
+    if name == "cuda" and reason:
+        sys.exit(f"--device cuda: {reason}")
+    return torch.device("cpu" if name == "cpu" or reason else "cuda")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Trains a small SE-ResNet, fused and plain.")
+    add = parser.add_argument
+    add("--epochs", type=int, default=15)
+    add("--batch-size", type=int, default=64)
+    add("--lr", type=float, default=0.05, help="the highest learning rate of the cycle")
+    add("--seed", type=int, default=0, help="of the weights and of the order of the batches")
+    add("--output", type=Path, default=Path("out/demo.png"), help="the picture")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=int, help="on the CPU")
+    add("--quick", action="store_true", help=f"{QUICK_STEPS} steps, to see that everything works")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse_arguments()
+    device = choose_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Rounding is to be that of float32, and the same in every run.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+    data = digits(device)
+    steps = options.epochs * (len(data.train_labels) // options.batch_size)
+    if options.quick:
+        steps = QUICK_STEPS
+    fused, plain, moved = runs = [
+        Run.start(layer, seed=options.seed, lr=options.lr, steps=steps, device=device)
+        for layer in (SEBlock, PlainSEBlock, PlainSEBlock)
+    ]
+    move_by_one_unit(moved.model)
+    train(runs, data, steps=steps, batch_size=options.batch_size, seed=options.seed)
+
+    accuracies = [accuracy(run.model, data.test_images, data.test_labels) for run in (fused, plain)]
+    print(table(fused, plain, moved, accuracies, device))
+    gates = class_gates(fused.model, data.test_images, data.test_labels)
+    draw(options.output, {"fused": fused.losses, "plain": plain.losses}, moved.losses, gates)
+    print(f"picture: {options.output}")
+    if options.quick:
+        return 0
+    return verdict(fused, plain, min(accuracies))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Fixtures: the devices that a test runs on, and the SIMT harness."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from seblock_cuda import _ops
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device with kernels; a visible skip where a GPU cannot run them."""
+    name: str = request.param
+    if name == "cuda" and (reason := _ops.cuda_unusable_reason()):
+        pytest.skip(reason)
+    return name
+
+
+@pytest.fixture(scope="session")
+def simt() -> ModuleType:
+    """The CUDA kernels' own source, compiled for the SIMT harness."""
+    from tests.simt import build
+
+    try:
+        path = build.build_kernels()
+    except build.MissingTool as reason:
+        pytest.skip(str(reason))
+    spec = importlib.util.spec_from_file_location("simt_kernels", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,77 @@
+"""Where there are no kernels: plain PyTorch with one warning, or one clear error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from seblock_cuda import _ops, functional, reference, squeeze_excitation
+from tests import cases
+
+
+def test_the_formula_serves_where_kernels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = cases.make_problem(cases.SHAPES["primes"], bias=True)
+    leaves = [t.requires_grad_() for t in (problem.x, *problem.parameters) if t is not None]
+    monkeypatch.setattr(functional, "_kernels_serve", lambda x: False)
+    y = squeeze_excitation(*leaves)
+    gradients = torch.autograd.grad(y, leaves, problem.dy)
+    results = cases.named(y.detach(), reference.Gradients(*gradients))
+    cases.check_no_worse_than_plain(results, problem)
+    with pytest.raises(ValueError, match="reduce_weight must be"):
+        squeeze_excitation(problem.x, problem.expand_weight, problem.expand_weight)
+
+
+def test_one_warning_per_kind_of_device() -> None:
+    functional._warn_about_device.cache_clear()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            functional._warn_about_device("xpu")
+            functional._warn_about_device("meta")
+    assert len(seen) == 1
+    assert "plain PyTorch, correct but slower: there are kernels for cpu and cuda" in str(
+        seen[0].message
+    )
+
+
+def test_a_missing_library_is_reported_on_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ops, "load_error", "libseblock_cuda.so was not built")
+    with pytest.raises(RuntimeError, match="has no kernels: libseblock_cuda.so was not built"):
+        squeeze_excitation(torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(8, 2))
+
+
+def test_import_survives_a_broken_library(tmp_path: object) -> None:
+    code = (
+        "import pathlib, sys, torch\n"
+        "real = torch.ops.load_library\n"
+        "def broken(path): raise OSError('undefined symbol: nonsense')\n"
+        "torch.ops.load_library = broken\n"
+        "import seblock_cuda\n"
+        "try:\n"
+        "    seblock_cuda.SEBlock(8, 0.5)(torch.randn(1, 8, 2, 2))\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "does not fit this PyTorch" in done.stdout and "nonsense" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "architecture, capability, runs",
+    [
+        ("9.0", (9, 0), True),
+        ("8.0", (8, 6), True),
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("12.0+PTX", (9, 0), False),
+        ("9.0a", (9, 0), True),
+        ("9.0a", (10, 0), False),
+    ],
+)
+def test_architectures(architecture: str, capability: tuple[int, int], runs: bool) -> None:
+    assert _ops._runs_on(architecture, capability) is runs
