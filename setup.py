@@ -248,6 +248,7 @@ class NinjaBuild(build_ext):
 
 
 setup(
+    license="MIT",
     ext_modules=[
         Extension("seblock_cuda._core", sources=[])
     ],  # marks the wheel as one of this platform

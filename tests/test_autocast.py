@@ -35,8 +35,9 @@ def test_double_backward_under_autocast(device: str) -> None:
     results = []
     for enabled in (False, True):
         with torch.autocast(device, torch.bfloat16, enabled=enabled):
-            (dx,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
-            results.append(torch.autograd.grad(dx.square().sum(), x)[0])
+            y = block(x)
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(dx.square().sum(), x)[0])
     assert torch.allclose(*results)
 
 

@@ -41,8 +41,10 @@ def test_reference_backward_is_its_forward_s_derivative() -> None:
             y = reference.forward(*given, activation, gate)
             dy = torch.randn_like(y)
             explicit = reference.backward(dy, *given, activation, gate)
+            # PyTorch's own derivative of hardsigmoid holds 1/6 in float32, in any dtype
+            tolerance = 1e-7 if gate == "hardsigmoid" else 1e-13
             for ours, theirs in zip(explicit, torch.autograd.grad(y, given, dy)):
-                assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+                assert torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_gradient_penalty(device: str) -> None:

@@ -118,7 +118,7 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   entry_ = entry;
   argument_ = argument;
 #ifdef SIMT_ADDRESS_SANITIZER
-  // The frame of enter() is never left: its red zones are still poisoned.
+  // The frame of enter() is never left: what is poisoned there would stay so.
   __asan_unpoison_memory_region(own_.bottom, own_.size);
 #endif
   std::memset(stack_.get() + kSpareBytes, kMark, kMarkBytes);

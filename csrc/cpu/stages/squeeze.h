@@ -90,43 +90,44 @@ void sum_planes(const Source& source, int64_t s, int64_t first, int64_t last,
   }
 }
 
+// The sum of the eight vectors that lie `stride` apart, as a tree.
+template <typename V, typename At>
+SEBLOCK_INLINE V sum_eight(int64_t i, int64_t stride, const At& at) {
+  const V low = (at(i) + at(i + stride)) + (at(i + 2 * stride) + at(i + 3 * stride));
+  i += 4 * stride;
+  return low + ((at(i) + at(i + stride)) + (at(i + 2 * stride) + at(i + 3 * stride)));
+}
+
 // NHWC: the sums of `rows` rows of C channels from row `first` on, for channels [begin, end). Eight rows
-// at a time are added as a tree before they meet `sums`, which stays in the nearest cache.
+// at a time are added as a tree before they meet `sums`, which stays in the nearest cache; the channels
+// that do not fill a register meet in `rest`.
 template <typename Source>
 void sum_rows(const Source& source, int64_t c, int64_t first, int64_t rows, int64_t begin,
               int64_t end, typename Source::acc_t* sums /* [C] */) {
   using acc_t = typename Source::acc_t;
   constexpr int64_t K = kLanes<acc_t>;
-  for (int64_t j = begin; j < end; ++j) sums[j] = 0;
-  int64_t row = 0;
-  for (; row + 8 <= rows; row += 8) {
-    const int64_t base = (first + row) * c;
-    int64_t j = begin;
-    for (; j + K <= end; j += K) {
-      const int64_t i = base + j;
-      const Vec<acc_t> low = (source.at(i) + source.at(i + c)) +
-                             (source.at(i + 2 * c) + source.at(i + 3 * c));
-      const Vec<acc_t> high = (source.at(i + 4 * c) + source.at(i + 5 * c)) +
-                              (source.at(i + 6 * c) + source.at(i + 7 * c));
-      store(sums + j, load<acc_t>(sums + j) + (low + high));
+  const int64_t full = begin + (end - begin) / K * K;
+  const int64_t count = end - full;
+  const auto at = [&](int64_t i) SEBLOCK_LAMBDA { return source.at(i); };
+  const auto front = [&](int64_t i) SEBLOCK_LAMBDA { return source.front(i, count); };
+  Vec<acc_t> rest = Vec<acc_t>::zero();
+  for (int64_t j = begin; j < full; j += K) store(sums + j, rest);
+
+  int64_t row = first * c;
+  int64_t left = rows;
+  for (; left >= 8; left -= 8, row += 8 * c) {
+    for (int64_t j = begin; j < full; j += K) {
+      store(sums + j, load<acc_t>(sums + j) + sum_eight<Vec<acc_t>>(row + j, c, at));
     }
-    if (j == end) continue;
-    Vec<acc_t> tree[8];
-    for (int64_t k = 0; k < 8; ++k) tree[k] = source.front(base + k * c + j, end - j);
-    const Vec<acc_t> low = (tree[0] + tree[1]) + (tree[2] + tree[3]);
-    const Vec<acc_t> high = (tree[4] + tree[5]) + (tree[6] + tree[7]);
-    const Vec<acc_t> sum = load_front<acc_t>(sums + j, end - j, end - j) + (low + high);
-    store_front(sums + j, sum, end - j);
+    if (count) rest = rest + sum_eight<Vec<acc_t>>(row + full, c, front);
   }
-  for (; row < rows; ++row) {
-    const int64_t base = (first + row) * c;
-    int64_t j = begin;
-    for (; j + K <= end; j += K) store(sums + j, load<acc_t>(sums + j) + source.at(base + j));
-    if (j == end) continue;
-    const Vec<acc_t> sum =
-        load_front<acc_t>(sums + j, end - j, end - j) + source.front(base + j, end - j);
-    store_front(sums + j, sum, end - j);
+  for (; left > 0; --left, row += c) {
+    for (int64_t j = begin; j < full; j += K) {
+      store(sums + j, load<acc_t>(sums + j) + at(row + j));
+    }
+    if (count) rest = rest + front(row + full);
   }
+  if (count) store_front(sums + full, rest, count);
 }
 
 // NHWC: the block sums of one sample added up in float64, for channels [begin, end).

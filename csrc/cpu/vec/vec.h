@@ -8,6 +8,7 @@
 #include <utility>
 
 #define SEBLOCK_INLINE inline __attribute__((always_inline))
+#define SEBLOCK_LAMBDA __attribute__((always_inline))
 
 namespace seblock::cpu {
 namespace {
