@@ -38,7 +38,7 @@ class SEBlockFunction(torch.autograd.Function):
         gate: str,
     ) -> Tensor:
         parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
-        y, pooled, z1, gates = torch.ops.seblock_cuda.se_forward(
+        y, pooled, z1, gates = _ops.se_forward(
             x, *parameters, _ACTIVATIONS[activation], _GATES[gate]
         )
         ctx.save_for_backward(x, *parameters, pooled, z1, gates)
@@ -59,7 +59,7 @@ class SEBlockFunction(torch.autograd.Function):
                 None,
                 None,
             )
-        dx, dreduce, dexpand, dreduce_bias, dexpand_bias = torch.ops.seblock_cuda.se_backward(
+        dx, dreduce, dexpand, dreduce_bias, dexpand_bias = _ops.se_backward(
             dy,
             x,
             reduce_weight,
@@ -128,7 +128,9 @@ def squeeze_excitation(
     arguments = (input, reduce_weight, expand_weight, reduce_bias, expand_bias)
     try:
         if _kernels_serve(input):
-            return SEBlockFunction.apply(*arguments, activation, gate)  # type: ignore[no-any-return]
+            if torch.is_grad_enabled():
+                return SEBlockFunction.apply(*arguments, activation, gate)  # type: ignore[no-any-return]
+            return _ops.se_forward(*arguments, _ACTIVATIONS[activation], _GATES[gate])[0]
     except (RuntimeError, TypeError, KeyError, AttributeError):
         _explain(*arguments, activation, gate)
         raise  # nothing wrong with the arguments: the error stands
