@@ -60,9 +60,7 @@ def measure(
         problems = [problem]
         if setting.on_cuda and not wrong:
             for seed in range(1, timing.cold_sets(x_bytes)):
-                problems.append(
-                    Problem.make(workload, batch, dtype, layout, setting.device, seed)
-                )
+                problems.append(Problem.make(workload, batch, dtype, layout, setting.device, seed))
         for direction in setting.directions:
             start = Comparison(workload.name, shape, x_bytes, dtype_name, layout, direction)
             if wrong:

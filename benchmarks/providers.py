@@ -186,9 +186,7 @@ def faults(provider: Provider, problem: Problem) -> list[str]:
             found.append(f"{name} is off by {error:.2g}, {allowed:.2g} allowed")
     for name in ("y", "dx"):
         if actual[name].stride() != problem.x.stride():
-            found.append(
-                f"{name} has strides {actual[name].stride()}, x has {problem.x.stride()}"
-            )
+            found.append(f"{name} has strides {actual[name].stride()}, x has {problem.x.stride()}")
     return found
 
 

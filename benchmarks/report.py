@@ -116,11 +116,12 @@ def table(comparisons: Iterable[Comparison]) -> str:
         if item.wrong:
             cells = ["WRONG"] * len(cells)
         megabytes = f"{item.x_bytes / 1e6:.1f}"
-        lines.append(
-            (item.name, shape, megabytes, item.dtype, item.layout, item.direction, *cells)
-        )
+        lines.append((item.name, shape, megabytes, item.dtype, item.layout, item.direction, *cells))
     return tabulate(
-        lines, headers, disable_numparse=True, colalign=("left", "left", "right") + ("left",) * 3 + ("right",) * 5
+        lines,
+        headers,
+        disable_numparse=True,
+        colalign=("left", "left", "right") + ("left",) * 3 + ("right",) * 5,
     )
 
 
@@ -166,7 +167,9 @@ def commit() -> str | None:
     """The checkout's commit, with "+" if files differ from it; None outside a checkout."""
     git = ("git", "-C", str(Path(__file__).parent))
     try:
-        run = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            (*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True
+        )
         changed = subprocess.run((*git, "status", "--porcelain", "-uno"), capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None

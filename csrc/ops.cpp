@@ -353,16 +353,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(const Tensor& out
   return {dx, dreduce, dexpand, dreduce_bias, dexpand_bias};
 }
 
+std::string cpu_capability() { return cpu::capability(); }
+
 }  // namespace
 }  // namespace seblock
 
 STABLE_TORCH_LIBRARY(seblock_cuda, m) {
+  m.def("cpu_capability() -> str");
   m.def(
       "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, Tensor? expand_bias, "
       "int activation, int gate) -> (Tensor, Tensor, Tensor, Tensor)");  // y, pooled, z1, gate
   m.def(
       "se_backward(Tensor dy, Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor pooled, Tensor z1, "
       "Tensor gates, int activation, int gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");  // dx, dW1, dW2, db1, db2
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&seblock::cpu_capability));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CPU, m) {

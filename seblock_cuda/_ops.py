@@ -53,6 +53,12 @@ def built_with_cuda() -> bool:
     return bool(_core.build_info()["cuda"])
 
 
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use here: avx512, avx2 or baseline."""
+    require()
+    return str(torch.ops.seblock_cuda.cpu_capability())
+
+
 def cuda_unusable_reason(device: int = 0) -> str | None:
     """Why the CUDA kernels cannot run on `device`, with what to do; None if they can."""
     if load_error:

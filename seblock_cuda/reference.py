@@ -33,7 +33,7 @@ def _gelu_slope(z: Tensor) -> Tensor:
 
 
 def _hardswish_slope(z: Tensor) -> Tensor:
-    return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
+    return torch.where(z <= -3, 0.0, torch.where(z < 3, z / 3 + 0.5, 1.0))
 
 
 # name -> (function, derivative as a function of its argument). The order is that of the enum in se_types.h.

@@ -98,12 +98,13 @@ struct ExpandGradientStage {  // dgate -> dz2 -> dz1
   SEBLOCK_DEVICE acc_t input(int64_t n, int64_t i) const {
     const int64_t index = n * width() + i;
     const acc_t dgate = sum_of_parts(partial, splits, index, problem.shape.n * width());
-    return dgate * gate_slope(problem.gate, load<acc_t>(gate + index));
+    return through_slope(problem.gate, dgate, gate_slope(problem.gate, load<acc_t>(gate + index)));
   }
   SEBLOCK_DEVICE void keep(int64_t n, int64_t i, acc_t value) const { store(dz2 + n * width() + i, value); }
   SEBLOCK_DEVICE void output(int64_t n, int64_t o, acc_t dhidden) const {
     const int64_t index = n * height() + o;
-    store(dz1 + index, dhidden * activate(problem.activation, load<acc_t>(z1 + index)).slope);
+    const acc_t slope = activate(problem.activation, load<acc_t>(z1 + index)).slope;
+    store(dz1 + index, through_slope(problem.activation, dhidden, slope));
   }
 };
 
