@@ -1,9 +1,10 @@
-"""Times the layer on the workload table: fused, plain PyTorch, and the copy of x, which is the limit.
+"""Times the layer on the workload table: fused, plain PyTorch, and the copy of x as the limit.
 
     python -m benchmarks.bench_op --network seresnet50 --direction both
 
-Every row is checked against float64 before it is timed. Writes one line per measurement to a CSV, and the
-environment beside it as JSON. Directions: forward (inference), backward alone, both (what a training step pays).
+Every row is checked against float64 before it is timed. Writes one line per measurement to a CSV,
+and the environment beside it as JSON. Directions: forward (inference), backward alone, both (what a
+training step pays).
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Setting:
 def measure(
     workload: Workload, dtype_name: str, setting: Setting
 ) -> Iterator[tuple[Comparison, list[Row]]]:
-    """Per layout and direction the comparison and its rows of the CSV; no rows where the result is wrong.
+    """Per layout and direction the comparison and its CSV rows; no rows if the result is wrong.
 
-    The copy is timed once, in turns with the first comparison: it depends on neither layout nor direction.
+    The copy is timed once, in turns with the first comparison: it depends on neither layout nor
+    direction.
     """
     dtype = providers.DTYPES[dtype_name]
     batch = workload.fitting_batch(dtype, setting.max_mb)

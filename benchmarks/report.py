@@ -19,7 +19,7 @@ LARGE_BYTES = 8e6  # x from this size on is bound by memory, below by calls
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement, one line of op.csv. None is written as an empty field: not measured, or not applicable."""
+    """One measurement, one line of op.csv; None (not measured, or none) is an empty field."""
 
     network: str
     stage: int

@@ -1,7 +1,7 @@
 """A small SE-ResNet: Squeeze-and-Excitation in every residual block.
 
-The block is the SE paper's (Hu et al., arXiv:1709.01507, figure 3): SE stands after the last BatchNorm of the
-branch and before the shortcut is added.
+The block is the SE paper's (Hu et al., arXiv:1709.01507, figure 3): SE stands after the last
+BatchNorm of the branch and before the shortcut is added.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python examples/train.py
 
-The two start from the same weights and see the same batches, so they are the same training up to float32
-rounding. A third run shows how much that is: the plain layer once more, its first weights moved by one unit in the
-last place. Prints one table and writes one picture: the loss curves, and the gates that SE learnt.
+The two start from the same weights and see the same batches, so they are the same training up to
+float32 rounding. A third run shows how much that is: the plain layer once more, its first weights
+moved by one unit in the last place. Prints one table and writes one picture: the loss curves, and
+the gates that SE learnt.
 
 The digits are the 1797 real 8x8 scans that scikit-learn ships; nothing is downloaded.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +37,10 @@ from seblock_cuda.reference import PlainSEBlock
 
 FIRST_STEPS = 20
 MIN_ACCURACY = 0.97
-# How far apart two losses may be: ten times what float32 rounding does to plain SE over many seeds. Rounding starts
-# at 2e-7; where it moves a ReLU's input across 0, the losses part by up to 2e-4 within 20 steps and
-# by some 5e-3 later. So this is a check of the whole, not a proof of the gradients: for that there are the tests.
+# How far apart two losses may be: ten times what float32 rounding does to plain SE over many
+# seeds. Rounding starts at 2e-7; where it moves a ReLU's input across 0, the losses part by up to
+# 2e-4 within 20 steps and by some 5e-3 later. So this is a check of the whole, not a proof of the
+# gradients: for that there are the tests.
 MAX_DIFFERENCE_FIRST = 1e-3
 MAX_DIFFERENCE = 5e-2
 QUICK_STEPS = 6
@@ -66,7 +69,7 @@ def digits(device: torch.device) -> Data:
 
 @dataclass
 class Run:
-    """One network in training, with what has been recorded of it: loss and milliseconds of every step."""
+    """One network in training, and what is recorded of it: loss and milliseconds of every step."""
 
     model: SEResNet
     optimizer: torch.optim.Optimizer
@@ -86,13 +89,13 @@ class Run:
     ) -> Run:
         torch.manual_seed(seed)
         model = SEResNet(se_layer).to(device)
-        # The gates start near 1/2, whatever the image. A larger rate and no decay let them leave it in the
-        # few hundred steps that this takes.
+        # The gates start near 1/2, whatever the image. A larger rate and no decay let
+        # them leave it in the few hundred steps that this takes.
         se_parameters = [
             weight for layer in model.se_layers().values() for weight in layer.parameters()
         ]
         others = set(model.parameters()) - set(se_parameters)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [weight for weight in model.parameters() if weight in others]},
             {"params": se_parameters, "weight_decay": 0.0},
         ]
@@ -115,14 +118,14 @@ class Run:
 
 
 def move_by_one_unit(model: nn.Module) -> None:
-    """Moves the first parameter by one unit in its last place: the least change that float32 can see."""
+    """Moves the first parameter by one unit in its last place, the least that float32 can see."""
     weight = next(model.parameters())
     with torch.no_grad():
         weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
 
 
 def train(runs: Sequence[Run], data: Data, *, steps: int, batch_size: int, seed: int) -> None:
-    """Trains all runs on the same batches, a step of each in turn so that their times can be compared."""
+    """Trains all runs on the same batches, a step of each in turn, so that times compare."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     with tqdm(range(steps), desc="training", unit="step", disable=None) as progress:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
 from seblock_cuda import reference, squeeze_excitation
 from tests import cases
+from tests.simt import kernels
 
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 PLACES = ["x", "dy", "reduce_weight", "expand_weight", "reduce_bias", "expand_bias"]
@@ -66,6 +69,20 @@ def test_activations_and_gates(activation: str, gate: str, value: str) -> None:
     y = squeeze_excitation(*inputs, activation=activation, gate=gate)
     gradients = torch.autograd.grad(y, inputs, problem.dy)
     check(cases.named(y.detach(), reference.Gradients(*gradients)), problem)
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("place", PLACES)
+def test_the_cuda_kernels(simt: ModuleType, place: str, value: str, layout: str) -> None:
+    """The same on the SIMT harness, with every activation and gate in turn."""
+    for activation in ("relu", "silu", "hardswish", "leaky_relu"):
+        for gate in reference.GATES:
+            problem = poisoned(
+                place, value, layout, torch.float32, activation=activation, gate=gate
+            )
+            run = kernels.run(simt, problem.dy, problem.x, *problem.parameters, *problem.names)
+            check(cases.named(run.y, run.gradients), problem)
 
 
 @pytest.mark.parametrize("dtype", cases.LOW_PRECISION, ids=str)
