@@ -175,7 +175,7 @@ def faults(provider: Provider, problem: Problem) -> list[str]:
     dx has to be that of x.
     """
     expected = truth(problem)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         baseline = results(plain, problem)
     actual = results(provider, problem)
     dtype = problem.x.dtype

@@ -80,19 +80,18 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow({name: _field(value) for name, value in asdict(row).items()})
 
 
-def write_environment(path: Path, device: torch.device, threads: int, seconds: float) -> None:
-    """Where and how it was measured, as JSON."""
+def write_environment(path: Path, device: torch.device, **method: object) -> None:
+    """Where it was measured, and by what `method`, as JSON."""
     on_cuda = device.type == "cuda"
     environment = {
         "device": torch.cuda.get_device_name(device) if on_cuda else "cpu",
         "processor": processor_name(),
-        "threads": threads,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_cuda else None,
         "python": platform.python_version(),
         "system": platform.platform(),
         "commit": commit(),
-        "seconds_per_measurement": seconds,
+        **method,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(environment, indent=2) + "\n")
@@ -106,8 +105,8 @@ def _field(value: object) -> object:
 
 def table(comparisons: Iterable[Comparison]) -> str:
     """One line per comparison; "copies" is the fused time in copies of x."""
-    headers = ("layer", "x", "MB", "dtype", "layout", "direction")
-    headers += ("plain ms", "fused ms", "copy ms", "speed-up", "copies")
+    headers = ["layer", "x", "MB", "dtype", "layout", "direction"]
+    headers += ["plain ms", "fused ms", "copy ms", "speed-up", "copies"]
     lines = []
     for item in comparisons:
         shape = "x".join(map(str, item.shape))
@@ -142,8 +141,8 @@ def summary(comparisons: Sequence[Comparison]) -> str:
         figures = (slowest.speed_up, geometric_mean(speed_ups), geometric_mean(copies), max(copies))
         cells = [f"{value:.2f}" for value in figures]
         lines.append((*key, len(items), cells[0], slowest.name, *cells[1:]))
-    headers = ("dtype", "direction", "layout", "x", "rows", "worst speed-up", "at")
-    headers += ("mean speed-up", "mean copies", "worst copies")
+    headers = ["dtype", "direction", "layout", "x", "rows", "worst speed-up", "at"]
+    headers += ["mean speed-up", "mean copies", "worst copies"]
     alignment = ("left",) * 4 + ("right", "right", "left") + ("right",) * 3
     return tabulate(lines, headers, disable_numparse=True, colalign=alignment if lines else None)
 

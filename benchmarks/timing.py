@@ -4,7 +4,9 @@ CPU: `torch.utils.benchmark.Timer` at a stated thread count. The providers take 
 rounds each, so that a slow spell of the machine falls on all of them; the median, p20 and p80 are
 over the blocks of all rounds (a block is as many calls as make the clock's cost negligible). Every
 call works on the same tensors: what fits in the processor's caches stays there ("hot"), for every
-provider alike.
+provider alike. Freed memory stays with the process (`keep_freed_memory`): glibc hands large blocks
+back to the system or not depending on what was allocated before, and page faults then decide the
+result, at the expense of whoever makes more temporaries.
 
 CUDA: events around every call after a warm-up, providers in turns. Calls rotate through enough sets
 of inputs that none of them is still in the L2 cache ("cold"). The host's time per call is measured
@@ -14,6 +16,7 @@ contain the gaps between launches: that is what eager code pays.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +49,19 @@ class Timing:
     ) -> Timing:
         p20, median, p80 = np.percentile(np.asarray(samples_ms), (20, 50, 80))
         return cls(float(median), float(p20), float(p80), host_us, peak)
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep what is freed, so that timed calls have no page faults; False if it cannot.
+
+    It can with glibc. For the whole process, for good.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def time_cpu(calls: Mapping[str, Call], *, threads: int, seconds: float) -> dict[str, Timing]:

@@ -37,8 +37,8 @@ class Workload:
         return self.channels * self.height * self.width
 
     def fitting_batch(self, dtype: torch.dtype, max_mb: float | None) -> int:
-        """The largest batch, up to the table's, whose x fits in `max_mb` (10^6 bytes); at
-        least 1.""" if max_mb is None:
+        """The largest batch, up to the table's, whose x fits in `max_mb` megabytes; at least 1."""
+        if max_mb is None:
             return self.batch
         sample_bytes = self.elements_per_sample * dtype.itemsize
         return max(1, min(self.batch, int(max_mb * 1e6) // sample_bytes))

@@ -1,5 +1,6 @@
 // The plan: how one problem is run on a CUDA device, worked out before anything is launched.
-// A pure function of the shape, in plain C++: testable on any machine. Launchers execute it as it is.
+// A pure function of the shape, in plain C++: testable on any machine. Launchers execute it as it
+// is.
 #pragma once
 
 #include <string>
@@ -34,7 +35,8 @@ constexpr int kBlockThreads = 256;  // of the squeeze and of every other kernel
 constexpr int kAccessBytes = 16;    // the widest global access
 
 // `aligned`: every tensor the size of x starts on a 16-byte boundary.
-// Nothing in the plan but workspace and traffic depends on N: a sample's bits do not depend on its batch.
+// Nothing in the plan but workspace and traffic depends on N: a sample's bits do not depend on its
+// batch.
 SePlan plan(const Problem& problem, bool aligned);
 
 std::string to_string(const SePlan& plan);

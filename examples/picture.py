@@ -67,7 +67,7 @@ def _draw_gates(part: SubFigure, gates: Mapping[str, np.ndarray]) -> None:
         "What SE learnt: the mean gate of every channel, digit by digit\n"
         "(white: 0.5, where gates start; every layer has its own scale)"
     )
-    axes: Sequence[Axes] = np.atleast_1d(part.subplots(len(gates), 1))
+    axes: list[Axes] = list(np.atleast_1d(part.subplots(len(gates), 1)))
     for axis, (name, gate) in zip(axes, gates.items(), strict=True):
         # by the class that opens a channel widest, within a class by how much its gates vary
         order = np.lexsort((-np.ptp(gate, axis=0), gate.argmax(axis=0)))

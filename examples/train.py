@@ -153,8 +153,8 @@ def class_gates(model: SEResNet, images: Tensor, labels: Tensor) -> dict[str, np
     gates: dict[str, Tensor] = {}
     model.eval()
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    def record(name: str) -> Callable[[Any, tuple[Tensor]], None]:
+        def hook(layer: Any, inputs: tuple[Tensor]) -> None:
             hidden = F.relu(layer.reduce(inputs[0].mean(dim=(2, 3), keepdim=True)))
             gates[name] = torch.sigmoid(layer.expand(hidden)).flatten(1)
 

@@ -1,4 +1,4 @@
-"""What the tests share: shapes with the branch that each covers, random problems, and the measure of error.
+"""What the tests share: shapes and what they cover, random problems, and the measure of error.
 
 float64 is the truth. The bar is plain PyTorch in the same dtype: an error may not exceed its error.
 """
@@ -74,7 +74,7 @@ def make_problem(
     seed: int = 0,
     device: str = "cpu",
 ) -> Problem:
-    """Random arguments: x with a mean that differs by channel, so that the squeeze has something to see."""
+    """Random arguments; the mean of x differs by channel, so that the squeeze has work to do."""
     n, c, spatial, r = shape
     random = torch.Generator().manual_seed(seed)
 
@@ -114,7 +114,7 @@ def truth(problem: Problem) -> dict[str, Tensor]:
 
 
 def plain(problem: Problem) -> dict[str, Tensor]:
-    """What plain PyTorch makes of them in the dtype of x (parameters cast to it, as autocast would)."""
+    """What plain PyTorch makes of them in the dtype of x, parameters cast to it as by autocast."""
     return _reference(problem, problem.x.dtype)
 
 
@@ -130,9 +130,10 @@ def rms(tensor: Tensor) -> float:
 def check_no_worse_than_plain(actual: dict[str, Tensor], problem: Problem) -> None:
     """Asserts for every result that its error against float64 (rms) is not above plain PyTorch's.
 
-    float32 gets twice plain's error (another order of summation) and four units in the last place: in one small
-    tensor either side may be lucky; tests/test_accuracy.py compares over many draws, without that slack.
-    A correctly rounded result always passes. float64 has no truth beyond it: 1e-13 of the result.
+    float32 gets twice plain's error (another order of summation) and four units in the last place:
+    in one small tensor either side may be lucky; tests/test_accuracy.py compares over many draws,
+    without that slack. A correctly rounded result always passes. float64 has no truth beyond it:
+    1e-13 of the result.
     """
     expected, baseline = truth(problem), plain(problem)
     assert actual.keys() == expected.keys()

@@ -1,4 +1,6 @@
-"""The CPU kernels are right with every instruction set that this processor has, the widest switched off too."""
+"""The CPU kernels are right with every instruction set that this processor has, the widest switched
+off too.
+"""
 
 from __future__ import annotations
 

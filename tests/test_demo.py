@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import seblock_cuda
 from seblock_cuda import SEBlock
 from seblock_cuda.reference import PlainSEBlock
 
@@ -31,7 +33,15 @@ def test_quick_demo_writes_table_and_picture(tmp_path: Path) -> None:
     picture = tmp_path / "made" / "demo.png"
     command = [sys.executable, EXAMPLES / "train.py", "--quick", "--output", picture]
     command += ["--device", "cpu", "--threads", "1"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    package = str(Path(seblock_cuda.__file__).parents[1])
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": package},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     for text in ("test accuracy", "time of a training step", "first 20 steps", "all 6 steps"):
         assert text in run.stdout

@@ -1,4 +1,6 @@
-"""NaN and Inf come out exactly where plain PyTorch has them. A ReLU that swallows NaN is the classic mistake."""
+"""NaN and Inf come out exactly where plain PyTorch has them. A ReLU that swallows NaN is the
+classic mistake.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 PLACES = ["x", "dy", "reduce_weight", "expand_weight", "reduce_bias", "expand_bias"]
 
 
-def poisoned(place: str, value: str, layout: str, dtype: torch.dtype, **names: str) -> cases.Problem:
+def poisoned(
+    place: str, value: str, layout: str, dtype: torch.dtype, **names: str
+) -> cases.Problem:
     problem = cases.make_problem((3, 16, (5, 7), 4), dtype, layout, bias=True, **names)
     tensor = getattr(problem, place)
     tensor[(0,) * tensor.dim()] = VALUES[value]
@@ -61,8 +65,12 @@ def test_where_plain_pytorch_has_them(
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 def test_activations_and_gates(activation: str, gate: str, value: str) -> None:
     if activation == "gelu" and value == "inf":
-        pytest.skip("PyTorch's vectorised gelu(inf) is NaN on some CPUs and inf elsewhere; ours is inf")
-    problem = poisoned("reduce_bias", value, "nchw", torch.float32, activation=activation, gate=gate)
+        pytest.skip(
+            "PyTorch's vectorised gelu(inf) is NaN on some CPUs and inf elsewhere; ours is inf"
+        )
+    problem = poisoned(
+        "reduce_bias", value, "nchw", torch.float32, activation=activation, gate=gate
+    )
     inputs = [
         tensor.requires_grad_() for tensor in (problem.x, *problem.parameters) if tensor is not None
     ]
@@ -88,7 +96,9 @@ def test_the_cuda_kernels(simt: ModuleType, place: str, value: str, layout: str)
 @pytest.mark.parametrize("dtype", cases.LOW_PRECISION, ids=str)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_the_whole_range_of_the_dtype(layout: str, dtype: torch.dtype, device: str) -> None:
-    """Every finite value, subnormals and the largest included, through a gate of one half and of one."""
+    """Every finite value, subnormals and the largest included, through a gate of one half and
+    of one.
+    """
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     values = bits.view(dtype)
     values = values[values.isfinite()].reshape(-1, 64)
