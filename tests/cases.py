@@ -5,13 +5,13 @@ float64 is the truth. The bar is plain PyTorch in the same dtype: an error may n
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.workloads import Workload as Workload
+from benchmarks.workloads import load as workloads  # noqa: F401
 from seblock_cuda import reference
 
 LOW_PRECISION = [torch.bfloat16, torch.float16]
@@ -151,41 +151,3 @@ def check_no_worse_than_plain(actual: dict[str, Tensor], problem: Problem) -> No
         assert error <= allowed, (
             f"{name}: error {error:.3g}, plain PyTorch {plain_error:.3g}, allowed {allowed:.3g}"
         )
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One row of the workload table: the SE layer of a real network."""
-
-    network: str
-    stage: str
-    channels: int
-    height: int
-    width: int
-    reduced: int
-    activation: str
-    gate: str
-    bias: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.network}-{self.stage}"
-
-
-def workloads() -> list[Workload]:
-    table = Path(__file__).parent.parent / "benchmarks" / "workloads.csv"
-    with table.open() as file:
-        return [
-            Workload(
-                row["network"],
-                row["stage"],
-                int(row["channels"]),
-                int(row["height"]),
-                int(row["width"]),
-                int(row["reduced"]),
-                row["activation"],
-                row["gate"],
-                row["bias"] == "1",
-            )
-            for row in csv.DictReader(file)
-        ]

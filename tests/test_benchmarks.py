@@ -54,7 +54,8 @@ def test_batch_is_scaled_to_fit(max_mb: float | None, batch: int) -> None:
 def test_quick_run_writes_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     output = tmp_path / "made" / "op.csv"
-    options = "--quick --rows 7 23 --max-mb 0.2 --seconds 0.001 --device cpu --threads 1 --output"
+    options = "--quick --rows 7 23 --max-mb 0.2 --seconds 0.001 --device cpu --threads 1"
+    options += " --allocator system --output"
     try:
         assert bench_op.main([*options.split(), str(output)]) == 0
     finally:
@@ -141,9 +142,8 @@ def test_wrong_provider_is_reported_and_not_timed(
 ) -> None:
     monkeypatch.setitem(providers.PROVIDERS, "fused", mutant)
     output = tmp_path / "op.csv"
-    options = (
-        "--rows 23 --max-mb 0.2 --seconds 0.001 --device cpu --threads 1 --layout nchw --output"
-    )
+    options = "--rows 23 --max-mb 0.2 --seconds 0.001 --device cpu --threads 1 --layout nchw"
+    options += " --allocator system --output"
     assert bench_op.main([*options.split(), str(output)]) == 1
     shown = capsys.readouterr()
     assert told in shown.out + shown.err and "WRONG" in shown.out
