@@ -51,7 +51,7 @@ test: ready
 	$(RUN) -m pytest $(ARGS)
 
 bench: ready
-	$(RUN) benchmarks/bench_op.py $(ARGS)
+	$(RUN) -m benchmarks.bench_op $(ARGS)
 
 lint: ready
 	$(RUN) -m ruff check .
