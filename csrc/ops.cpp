@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "cpu/cpu.h"
+#include "cpu/huge_pages.h"
 #include "plan.h"
 #include "se_types.h"
 #include "tensors.h"
@@ -130,11 +131,13 @@ struct CpuBackend {
   }
 
   static void run(ForwardParams& params, const Tensor& x) {
+    cpu::ask_for_huge_pages(params.y, x.numel() * bytes_of(params.problem.dtype));
     const Tensor workspace = bytes(cpu::forward_workspace_bytes(params.problem), x);
     params.workspace = workspace.mutable_data_ptr();
     cpu::forward(params, pool());
   }
   static void run(BackwardParams& params, const Tensor& x) {
+    cpu::ask_for_huge_pages(params.dx, x.numel() * bytes_of(params.problem.dtype));
     const Tensor workspace = bytes(cpu::backward_workspace_bytes(params.problem), x);
     params.workspace = workspace.mutable_data_ptr();
     cpu::backward(params, pool());
