@@ -23,7 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = ROOT / "tests" / "simt"
-HARNESS = ["tests/simt/fiber.cpp", "tests/simt/block.cpp", "tests/simt/simt.cpp"]
+HARNESS = [
+    f"tests/simt/{name}.cpp" for name in ("fiber", "block", "simt", "trace", "memory")
+]
 SELFTEST = ["tests/simt/selftest.cpp", "tests/simt/selftest_faults.cpp", *HARNESS]
 KERNELS = [
     "tests/simt/module.cpp",

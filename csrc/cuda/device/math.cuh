@@ -50,7 +50,7 @@ SEBLOCK_DEVICE T group_sum(T value, int lanes) {
 // Sum over the block. Every thread must call; thread 0 gets the sum. `scratch` holds one T per warp and
 // may be reused after the next sync_threads().
 template <typename T>
-SEBLOCK_DEVICE T block_sum(T value, T* scratch) {
+SEBLOCK_DEVICE T block_sum(T value, Shared<T> scratch) {
   value = group_sum(value, kWarp);
   if (thread_index() % kWarp == 0) scratch[thread_index() / kWarp] = value;
   sync_threads();

@@ -15,7 +15,6 @@
 
 namespace seblock::cuda {
 
-constexpr int kSamples = 8;                       // samples per block
 constexpr int kWarps = kBlockThreads / kWarp;     // 8
 constexpr int kRowsPerWarp = 2;                   // rows of W a warp takes at once in project_rows
 constexpr int kChunk = kBlockThreads;             // inputs per sample held in shared memory at a time
@@ -133,7 +132,7 @@ struct ReduceGradientStage {  // dz1 -> shift = dpooled / S
 // One block per group of samples keeps what the stage wants kept. Ends with a barrier.
 template <typename Stage>
 SEBLOCK_DEVICE void stage_inputs(const Stage& stage, int64_t sample, int64_t begin, bool keeper,
-                                 typename Stage::acc_t* inputs) {
+                                 Shared<typename Stage::acc_t> inputs) {
   const int64_t i = begin + thread_index();
   for (int g = 0; g < kSamples; ++g) {
     typename Stage::acc_t value = 0;
@@ -157,7 +156,7 @@ SEBLOCK_KERNEL project_rows_kernel(Stage stage) {
   const int64_t sample = int64_t{block_index() / tiles} * kSamples;
   const int lane = thread_index() % kWarp;
   const int64_t row = int64_t{tile} * kRows + thread_index() / kWarp * kRowsPerWarp;
-  auto* inputs = static_cast<acc_t*>(shared_memory());  // [kSamples, kChunk]
+  const auto inputs = shared_memory<acc_t>();  // [kSamples, kChunk]
 
   // 1. Each lane's part of the dot products.
   acc_t sum[kRowsPerWarp][kSamples] = {};
@@ -198,7 +197,7 @@ SEBLOCK_KERNEL project_columns_kernel(Stage stage) {
   const int lane = thread_index() % kWarp;
   const int warp = thread_index() / kWarp;
   const int64_t column = int64_t{tile} * kWarp + lane;
-  auto* inputs = static_cast<acc_t*>(shared_memory());  // [kSamples, kChunk]
+  const auto inputs = shared_memory<acc_t>();  // [kSamples, kChunk]
 
   // 1. Each warp's part of the sums.
   acc_t sum[kSamples] = {};

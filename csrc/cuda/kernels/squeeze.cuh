@@ -78,7 +78,7 @@ SEBLOCK_KERNEL squeeze_nchw_kernel(SqueezeParams<Source> p) {
   if (p.lanes <= kWarp) {
     sum = group_sum(sum, p.lanes);
   } else {
-    sum = block_sum(sum, static_cast<acc_t*>(shared_memory()));
+    sum = block_sum(sum, shared_memory<acc_t>());
   }
   if (active && lane == 0) store(p.partial + int64_t{split} * planes + plane, sum);
 }
@@ -122,22 +122,21 @@ SEBLOCK_KERNEL squeeze_nhwc_kernel(SqueezeParams<Source> p) {
     }
   }
 
-  // 3. Add up the groups, halving their number each time; shared memory is [groups, lanes * kVec].
-  auto* shared = static_cast<acc_t*>(shared_memory());
-  acc_t* mine = shared + thread_index() * kVec;
+  // 3. Add up the groups, halving their number each time; shared memory is [kVec, groups, lanes].
+  const Shared<acc_t> mine = shared_memory<acc_t>() + thread_index();
 #pragma unroll
-  for (int e = 0; e < kVec; ++e) mine[e] = sum[e];
+  for (int e = 0; e < kVec; ++e) mine[e * kBlockThreads] = sum[e];
   for (int half = groups / 2; half > 0; half /= 2) {
     sync_threads();
     if (group < half) {
 #pragma unroll
-      for (int e = 0; e < kVec; ++e) mine[e] += mine[half * p.lanes * kVec + e];
+      for (int e = 0; e < kVec; ++e) mine[e * kBlockThreads] += mine[e * kBlockThreads + half * p.lanes];
     }
   }
   if (group == 0 && channel < c) {
     acc_t* out = p.partial + (int64_t{split} * p.shape.n + sample) * c + channel;
 #pragma unroll
-    for (int e = 0; e < kVec; ++e) store(out + e, mine[e]);
+    for (int e = 0; e < kVec; ++e) store(out + e, acc_t(mine[e * kBlockThreads]));
   }
 }
 

@@ -48,8 +48,8 @@ SEBLOCK_KERNEL weight_grad_kernel(Params p) {
   const acc_t* other = reduce ? p.pooled : p.z1;    // [N, width]
   const int lane = thread_index() % kTile;
   const int first_row = thread_index() / kTile * kRowsPerThread;
-  auto* dz_tile = static_cast<acc_t*>(shared_memory());  // [32 samples, 32 rows]
-  acc_t* other_tile = dz_tile + kTile * kTile;           // [32 samples, 32 columns]
+  const auto dz_tile = shared_memory<acc_t>();       // [32 samples, 32 rows]
+  const auto other_tile = dz_tile + kTile * kTile;  // [32 samples, 32 columns]
 
   // 2. Sum over the samples.
   acc_t sum[kRowsPerThread] = {};
