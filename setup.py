@@ -214,7 +214,10 @@ def build(tools: Tools) -> list[Path]:
     if tools.toolkit and jobs >= 2 * cuda_sources > 0:
         # more processors than files: each nvcc compiles several architectures at a time
         environ.setdefault("NVCC_APPEND_FLAGS", f"--threads={jobs // cuda_sources}")
-    if subprocess.run([tools.ninja, "-C", folder, "-j", str(jobs)], env=environ).returncode:
+    ninja = [tools.ninja, "-C", str(folder)]
+    # what a removed source, or an earlier build with CUDA, has left
+    subprocess.run([*ninja, "-t", "cleandead"], stdout=subprocess.DEVNULL, check=False)
+    if subprocess.run([*ninja, "-j", str(jobs)], env=environ).returncode:
         raise BuildError("the build failed; the compiler's message is above")
     return outputs
 

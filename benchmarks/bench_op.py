@@ -1,9 +1,10 @@
-"""Times the layer on the workload table: fused, plain PyTorch, and the copy of x, which is the limit.
+"""Times the layer on the workload table: fused, plain PyTorch, and the copy of x as the limit.
 
     python -m benchmarks.bench_op --network seresnet50 --direction both
 
-Every row is checked against float64 before it is timed. Writes one line per measurement to a CSV, and the
-environment beside it as JSON. Directions: forward (inference), backward alone, both (what a training step pays).
+Every row is checked against float64 before it is timed. Writes one line per measurement to a CSV,
+and the environment beside it as JSON. Directions: forward (inference), backward alone, both (what a
+training step pays).
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Setting:
 def measure(
     workload: Workload, dtype_name: str, setting: Setting
 ) -> Iterator[tuple[Comparison, list[Row]]]:
-    """Per layout and direction the comparison and its rows of the CSV; no rows where the result is wrong.
+    """Per layout and direction the comparison and its CSV rows; no rows if the result is wrong.
 
-    The copy is timed once, in turns with the first comparison: it depends on neither layout nor direction.
+    The copy is timed once, in turns with the first comparison: it depends on neither layout nor
+    direction.
     """
     dtype = providers.DTYPES[dtype_name]
     batch = workload.fitting_batch(dtype, setting.max_mb)
@@ -60,9 +62,7 @@ def measure(
         problems = [problem]
         if setting.on_cuda and not wrong:
             for seed in range(1, timing.cold_sets(x_bytes)):
-                problems.append(
-                    Problem.make(workload, batch, dtype, layout, setting.device, seed)
-                )
+                problems.append(Problem.make(workload, batch, dtype, layout, setting.device, seed))
         for direction in setting.directions:
             start = Comparison(workload.name, shape, x_bytes, dtype_name, layout, direction)
             if wrong:
@@ -74,8 +74,14 @@ def measure(
                 for name, timed in times.items()
             ]
             copy = times.get("copy", copy)
-            medians = {f"{name}_ms": times[name].median_ms for name in ("plain", "fused")}
-            yield replace(start, copy_ms=copy.median_ms if copy else 0.0, **medians), rows
+            assert copy is not None
+            comparison = replace(
+                start,
+                plain_ms=times["plain"].median_ms,
+                fused_ms=times["fused"].median_ms,
+                copy_ms=copy.median_ms,
+            )
+            yield comparison, rows
 
 
 def _report_faults(problem: Problem, label: str) -> bool:
@@ -153,6 +159,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
+    add(
+        "--allocator",
+        choices=["keep", "system"],
+        default="keep",
+        help="on the CPU: keep freed memory, so that no call has page faults; or malloc as it is",
+    )
     add("--seconds", type=float, help="time for each measurement; default 0.3")
     add("--max-mb", type=float, help=f"scale the batch so that x fits; default {CPU_MAX_MB} on CPU")
     add("--quick", action="store_true", help="small batches, short measurements")
@@ -194,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(setting.threads)
+    kept = options.allocator == "keep" and timing.keep_freed_memory()
 
     comparisons: list[Comparison] = []
     rows: list[Row] = []
@@ -207,7 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report.write_csv(options.output, rows)
     environment = options.output.with_suffix(".json")
-    report.write_environment(environment, setting.device, setting.threads, setting.seconds)
+    report.write_environment(
+        environment,
+        setting.device,
+        threads=setting.threads,
+        allocator="keep" if kept else "system",
+        seconds_per_measurement=setting.seconds,
+    )
     where = "CUDA" if setting.on_cuda else f"CPU, {setting.threads} threads"
     print(f"\n{report.table(comparisons)}\n\n{report.summary(comparisons)}\n")
     print(f"measured on {where}; copies: fused time over the time to copy x once")

@@ -1,4 +1,4 @@
-"""What is compared, on which data, and the proof that it computes the right thing before it is timed."""
+"""What is compared, on which data, and the check of its results before it is timed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ DIRECTIONS = ("forward", "backward", "both")
 
 @dataclass(frozen=True)
 class Problem:
-    """A workload with data: x and dy [N, C, H, W], reduce_weight [R, C, 1, 1], expand_weight [C, R, 1, 1].
+    """A workload with data.
 
-    All random, none zero: hardware runs faster on zeros. Gradients are wanted for x and every parameter.
+    x and dy are [N, C, H, W], reduce_weight [R, C, 1, 1], expand_weight [C, R, 1, 1]. All
+    random, none zero: hardware runs faster on zeros. Gradients are wanted for x and every
+    parameter.
     """
 
     workload: Workload
@@ -88,7 +90,7 @@ Provider = Callable[[Problem], Tensor]  # y, differentiable
 
 
 def plain(problem: Problem) -> Tensor:
-    """The block of 1x1 convolutions that models paste, with the row's biases, activation and gate."""
+    """The block of 1x1 convolutions that models paste, with the row's activation and gate."""
     pooled = F.adaptive_avg_pool2d(problem.x, 1)
     z1 = F.conv2d(pooled, problem.reduce_weight, problem.reduce_bias)
     hidden = reference.ACTIVATIONS[problem.workload.activation][0](z1)
@@ -113,7 +115,7 @@ PROVIDERS: dict[str, Provider] = {"plain": plain, "fused": fused}
 
 
 def direction_call(provider: Provider, problem: Problem, direction: str) -> Callable[[], object]:
-    """What one timed call does: inference forward, backward alone, or a training step's forward and backward."""
+    """What one timed call does: inference, backward alone, or a training step's both."""
     inputs = list(problem.inputs.values())
     if direction == "forward":
         return torch.no_grad()(lambda: provider(problem))
@@ -165,14 +167,15 @@ def truth(problem: Problem) -> dict[str, Tensor]:
 def faults(provider: Provider, problem: Problem) -> list[str]:
     """What is wrong with a provider's results; empty if nothing is.
 
-    For y and every gradient, the largest error against float64 may not exceed plain PyTorch's own in the same
-    dtype: twice that in float32 and float64, where only the order of sums differs. A difference of a few units
-    in the last place of the largest value passes in any case, as plain PyTorch may have been lucky: one in the
-    narrow dtypes (what writing the result down costs), eight in the others (what the order of sums costs).
-    The layout of y and dx has to be that of x.
+    For y and every gradient, the largest error against float64 may not exceed plain PyTorch's
+    own in the same dtype: twice that in float32 and float64, where only the order of sums
+    differs. A difference of a few units in the last place of the largest value passes in any
+    case, as plain PyTorch may have been lucky: one in the narrow dtypes (what writing the
+    result down costs), eight in the others (what the order of sums costs). The layout of y and
+    dx has to be that of x.
     """
     expected = truth(problem)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         baseline = results(plain, problem)
     actual = results(provider, problem)
     dtype = problem.x.dtype
@@ -186,9 +189,7 @@ def faults(provider: Provider, problem: Problem) -> list[str]:
             found.append(f"{name} is off by {error:.2g}, {allowed:.2g} allowed")
     for name in ("y", "dx"):
         if actual[name].stride() != problem.x.stride():
-            found.append(
-                f"{name} has strides {actual[name].stride()}, x has {problem.x.stride()}"
-            )
+            found.append(f"{name} has strides {actual[name].stride()}, x has {problem.x.stride()}")
     return found
 
 

@@ -19,7 +19,7 @@ LARGE_BYTES = 8e6  # x from this size on is bound by memory, below by calls
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement, one line of op.csv. None is written as an empty field: not measured, or not applicable."""
+    """One measurement, one line of op.csv; None (not measured, or none) is an empty field."""
 
     network: str
     stage: int
@@ -80,19 +80,18 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow({name: _field(value) for name, value in asdict(row).items()})
 
 
-def write_environment(path: Path, device: torch.device, threads: int, seconds: float) -> None:
-    """Where and how it was measured, as JSON."""
+def write_environment(path: Path, device: torch.device, **method: object) -> None:
+    """Where it was measured, and by what `method`, as JSON."""
     on_cuda = device.type == "cuda"
     environment = {
         "device": torch.cuda.get_device_name(device) if on_cuda else "cpu",
         "processor": processor_name(),
-        "threads": threads,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_cuda else None,
         "python": platform.python_version(),
         "system": platform.platform(),
         "commit": commit(),
-        "seconds_per_measurement": seconds,
+        **method,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(environment, indent=2) + "\n")
@@ -106,8 +105,8 @@ def _field(value: object) -> object:
 
 def table(comparisons: Iterable[Comparison]) -> str:
     """One line per comparison; "copies" is the fused time in copies of x."""
-    headers = ("layer", "x", "MB", "dtype", "layout", "direction")
-    headers += ("plain ms", "fused ms", "copy ms", "speed-up", "copies")
+    headers = ["layer", "x", "MB", "dtype", "layout", "direction"]
+    headers += ["plain ms", "fused ms", "copy ms", "speed-up", "copies"]
     lines = []
     for item in comparisons:
         shape = "x".join(map(str, item.shape))
@@ -116,11 +115,12 @@ def table(comparisons: Iterable[Comparison]) -> str:
         if item.wrong:
             cells = ["WRONG"] * len(cells)
         megabytes = f"{item.x_bytes / 1e6:.1f}"
-        lines.append(
-            (item.name, shape, megabytes, item.dtype, item.layout, item.direction, *cells)
-        )
+        lines.append((item.name, shape, megabytes, item.dtype, item.layout, item.direction, *cells))
     return tabulate(
-        lines, headers, disable_numparse=True, colalign=("left", "left", "right") + ("left",) * 3 + ("right",) * 5
+        lines,
+        headers,
+        disable_numparse=True,
+        colalign=("left", "left", "right") + ("left",) * 3 + ("right",) * 5,
     )
 
 
@@ -141,8 +141,8 @@ def summary(comparisons: Sequence[Comparison]) -> str:
         figures = (slowest.speed_up, geometric_mean(speed_ups), geometric_mean(copies), max(copies))
         cells = [f"{value:.2f}" for value in figures]
         lines.append((*key, len(items), cells[0], slowest.name, *cells[1:]))
-    headers = ("dtype", "direction", "layout", "x", "rows", "worst speed-up", "at")
-    headers += ("mean speed-up", "mean copies", "worst copies")
+    headers = ["dtype", "direction", "layout", "x", "rows", "worst speed-up", "at"]
+    headers += ["mean speed-up", "mean copies", "worst copies"]
     alignment = ("left",) * 4 + ("right", "right", "left") + ("right",) * 3
     return tabulate(lines, headers, disable_numparse=True, colalign=alignment if lines else None)
 
@@ -166,7 +166,9 @@ def commit() -> str | None:
     """The checkout's commit, with "+" if files differ from it; None outside a checkout."""
     git = ("git", "-C", str(Path(__file__).parent))
     try:
-        run = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            (*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True
+        )
         changed = subprocess.run((*git, "status", "--porcelain", "-uno"), capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None

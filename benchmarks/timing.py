@@ -1,18 +1,23 @@
 """The timing method, on the CPU and on CUDA.
 
-CPU: `torch.utils.benchmark.Timer` at a stated thread count. The providers take turns, several short rounds each,
-so that a slow spell of the machine falls on all of them; the median, p20 and p80 are over the blocks of all rounds
-(a block is as many calls as make the clock's cost negligible). Every call works on the same tensors: what fits
-in the processor's caches stays there ("hot"), for every provider alike.
+CPU: `torch.utils.benchmark.Timer` at a stated thread count. The providers take turns, several short
+rounds each, so that a slow spell of the machine falls on all of them; the median, p20 and p80 are
+over the blocks of all rounds (a block is as many calls as make the clock's cost negligible). Every
+call works on the same tensors: what fits in the processor's caches stays there ("hot"), for every
+provider alike. Freed memory stays with the process (`keep_freed_memory`): glibc hands large blocks
+back to the system or not depending on what was allocated before, and page faults then decide the
+result, at the expense of whoever makes more temporaries.
 
-CUDA: events around every call after a warm-up, providers in turns. Calls rotate through enough sets of inputs that
-none of them is still in the L2 cache ("cold"). The host's time per call is measured apart, by queueing calls
-without waiting. Where the host is slower than the kernels, the events contain the gaps between launches: that
-is what eager code pays.
+CUDA: events around every call after a warm-up, providers in turns. Calls rotate through enough sets
+of inputs that none of them is still in the L2 cache ("cold"). The host's time per call is measured
+apart, by queueing calls without waiting. Where the host is slower than the kernels, the events
+contain the gaps between launches: that is what eager code pays.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +30,12 @@ Call = Callable[[], object]
 
 ROUNDS = 5  # turns that every provider takes
 WARM_UP = 3  # calls on every set of inputs, CUDA
-HOST_CALLS = 50  # calls queued to measure the host's time, CUDA
+HOST_CALLS = 20  # calls queued to measure the host's time, CUDA: few enough to fit in the queue
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per call; on CUDA also the host's microseconds and the peak of extra device memory."""
+    """Milliseconds per call; on CUDA also the host's microseconds and the peak of extra memory."""
 
     median_ms: float
     p20_ms: float
@@ -44,6 +49,19 @@ class Timing:
     ) -> Timing:
         p20, median, p80 = np.percentile(np.asarray(samples_ms), (20, 50, 80))
         return cls(float(median), float(p20), float(p80), host_us, peak)
+
+
+def keep_freed_memory() -> bool:
+    """Makes malloc keep what is freed, so that timed calls have no page faults; False if it cannot.
+
+    It can with glibc. For the whole process, for good.
+    """
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def time_cpu(calls: Mapping[str, Call], *, threads: int, seconds: float) -> dict[str, Timing]:
@@ -65,10 +83,10 @@ def time_cuda(calls: Mapping[str, Sequence[Call]], *, seconds: float) -> dict[st
     samples: dict[str, list[float]] = {name: [] for name in calls}
     host_us, peaks = {}, {}
     for name, rotation in calls.items():
+        for _ in range(WARM_UP):
+            for call in rotation:
+                call()
         peaks[name] = _peak_bytes(rotation[0])
-        for call in rotation * WARM_UP:
-            call()
-        torch.cuda.synchronize()
         host_us[name] = _host_us(rotation)
     for _ in range(ROUNDS):
         for name, rotation in calls.items():
@@ -81,7 +99,7 @@ def time_cuda(calls: Mapping[str, Sequence[Call]], *, seconds: float) -> dict[st
 
 
 def cold_sets(bytes_per_call: int) -> int:
-    """How many sets of inputs to rotate through so that a set has left the L2 cache when it is used again."""
+    """How many sets of inputs to rotate through so that the L2 cache has lost a set at its turn."""
     l2_bytes: int = torch.cuda.get_device_properties("cuda").L2_cache_size
     return 2 + 2 * l2_bytes // max(1, bytes_per_call)
 
@@ -93,7 +111,7 @@ def _event_times_ms(rotation: Sequence[Call]) -> list[float]:
         call()
         mark.record()
     torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in zip(marks, marks[1:], strict=False)]
+    return [start.elapsed_time(end) for start, end in itertools.pairwise(marks)]
 
 
 def _host_us(rotation: Sequence[Call]) -> float:

@@ -14,7 +14,7 @@ TABLE = Path(__file__).with_name("workloads.csv")
 
 @dataclass(frozen=True)
 class Workload:
-    """One SE layer of a network: x is [batch, channels, height, width], the squeeze has `reduced` channels."""
+    """One SE layer of a network: x [batch, channels, height, width], `reduced` hidden channels."""
 
     network: str
     stage: int
@@ -37,7 +37,7 @@ class Workload:
         return self.channels * self.height * self.width
 
     def fitting_batch(self, dtype: torch.dtype, max_mb: float | None) -> int:
-        """The largest batch, at most the table's and at least 1, whose x takes at most `max_mb` (10^6 bytes)."""
+        """The largest batch, up to the table's, whose x fits in `max_mb` megabytes; at least 1."""
         if max_mb is None:
             return self.batch
         sample_bytes = self.elements_per_sample * dtype.itemsize
@@ -83,7 +83,7 @@ def select(
     networks: Sequence[str] | None = None,
     rows: Sequence[int] | None = None,
 ) -> list[Workload]:
-    """The workloads of these networks and at these positions (from 0) in the table; None selects all.
+    """The workloads of these networks and at these rows (from 0) of the table; None selects all.
 
     Raises:
         ValueError: an unknown network or row; the message lists what there is.

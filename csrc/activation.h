@@ -1,7 +1,8 @@
-// Activations and gates with their derivatives: the one place, for the CPU, the GPU and the SIMT harness.
+// Activations and gates with their derivatives: the one place, for the CPU, the GPU and the SIMT
+// harness.
 //
-// Comparisons are written so that NaN passes through, as it does in PyTorch: `z <= 0 ? 0 : z` keeps a
-// NaN, `max(z, 0)` would swallow it.
+// Comparisons are written so that NaN passes through, as it does in PyTorch: `z <= 0 ? 0 : z` keeps
+// a NaN, `max(z, 0)` would swallow it.
 #pragma once
 
 #include <cmath>
@@ -46,7 +47,9 @@ SEBLOCK_HOST_DEVICE ValueAndSlope<T> activate(Activation kind, T z) {
     }
     case Activation::hardswish: {
       const T ramp = z <= -3 ? T(0) : z >= 3 ? T(6) : z + T(3);
-      return {z * ramp / T(6), z <= -3 ? T(0) : z >= 3 ? T(1) : z / T(3) + T(0.5)};
+      return {z * ramp / T(6), z <= -3 ? T(0)
+                               : z < 3 ? z / T(3) + T(0.5)
+                                       : T(1)};  // NaN: 1, as in PyTorch
     }
   }
   return {z, T(1)};
@@ -78,6 +81,21 @@ SEBLOCK_HOST_DEVICE T gate_slope(Gate kind, T gate) {
       return gate <= 0 ? T(0) : T(1);
   }
   return T(1);
+}
+
+// Where PyTorch's derivative selects between 0 and the gradient instead of multiplying by the
+// slope, a slope of 0 stops even an infinite or NaN gradient.
+SEBLOCK_HOST_DEVICE bool selects(Activation kind) {
+  return kind == Activation::relu || kind == Activation::hardswish;
+}
+SEBLOCK_HOST_DEVICE bool selects(Gate kind) {
+  return kind == Gate::hardsigmoid || kind == Gate::relu;
+}
+
+// The chain rule for one element.
+template <typename Kind, typename T>
+SEBLOCK_HOST_DEVICE T through_slope(Kind kind, T gradient, T slope) {
+  return selects(kind) && slope == 0 ? T(0) : gradient * slope;
 }
 
 }  // namespace seblock

@@ -27,10 +27,15 @@ Layout layout_from(const std::string& name) {
   throw std::invalid_argument("layout must be nchw or nhwc, got " + name);
 }
 
-SePlan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype, const std::string& layout,
-                 const std::string& weight_dtype, bool aligned) {
-  if (n < 0 || c < 1 || s < 1 || r < 1) throw std::invalid_argument("n must be at least 0, c, s and r at least 1");
-  return plan({{n, c, s, r}, layout_from(layout), dtype_from(dtype), dtype_from(weight_dtype), Activation::relu,
+SePlan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype,
+                 const std::string& layout, const std::string& weight_dtype, bool aligned) {
+  if (n < 0 || c < 1 || s < 1 || r < 1)
+    throw std::invalid_argument("n must be at least 0, c, s and r at least 1");
+  return plan({{n, c, s, r},
+               layout_from(layout),
+               dtype_from(dtype),
+               dtype_from(weight_dtype),
+               Activation::relu,
                Gate::sigmoid},
               aligned);
 }
@@ -54,7 +59,8 @@ PYBIND11_MODULE(_core, m) {
   using namespace seblock;
   m.doc() = "The plan of a CUDA run and what the library was built with.";
 
-  py::class_<Traffic>(m, "Traffic", "Bytes that one direction moves through global memory: see csrc/plan.h.")
+  py::class_<Traffic>(m, "Traffic",
+                      "Bytes that one direction moves through global memory: see csrc/plan.h.")
       .def_readonly("x", &Traffic::x)
       .def_readonly("weights", &Traffic::weights)
       .def_readonly("small", &Traffic::small)
@@ -73,8 +79,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("backward", &SePlan::backward)
       .def("__repr__", &to_string);
 
-  m.def("plan", &plan_from, py::arg("n"), py::arg("c"), py::arg("s"), py::arg("r"), py::arg("dtype"),
-        py::arg("layout"), py::arg("weight_dtype"), py::arg("aligned"),
+  m.def("plan", &plan_from, py::arg("n"), py::arg("c"), py::arg("s"), py::arg("r"),
+        py::arg("dtype"), py::arg("layout"), py::arg("weight_dtype"), py::arg("aligned"),
         "The plan for x [n, c, s] (nchw) or [n, s, c] (nhwc) and r reduced channels.");
   m.def("build_info", &build_info_dict, "What the library was built with.");
 }

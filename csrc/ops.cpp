@@ -1,14 +1,14 @@
-// The operators: schemas, registration, and from tensors to plain structs. The last file that sees torch.
+// The operators: schemas, registration, and from tensors to plain structs. The last file that sees
+// torch.
 //
-// LibTorch stable ABI only, so that one built library loads in every torch from 2.10 on, CPU or CUDA build.
-// Checks here are cheap and short; seblock_cuda/checks.py works out the full message after a refusal.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+// LibTorch stable ABI only, so that one built library loads in every torch from 2.10 on, CPU or
+// CUDA build. Checks here are cheap and short; seblock_cuda/checks.py works out the full message
+// after a refusal.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -17,136 +17,24 @@
 #include "cpu/cpu.h"
 #include "plan.h"
 #include "se_types.h"
+#include "tensors.h"
 
 #ifdef SEBLOCK_WITH_CUDA
 #include "cuda/launch.h"
 #endif
 
 // Weak: only a CUDA build of torch has it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                  void** stream);
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace seblock {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-void require(bool condition, const char* message) {
-  if (!condition) throw std::runtime_error(std::string("seblock_cuda: ") + message);
-}
-
-// ---- dtypes ----
-
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::float32;
-    case ScalarType::BFloat16:
-      return DType::bfloat16;
-    case ScalarType::Half:
-      return DType::float16;
-    case ScalarType::Double:
-      return DType::float64;
-    default:
-      throw std::runtime_error("seblock_cuda: tensors must be float32, bfloat16, float16 or float64");
-  }
-}
-
-ScalarType scalar_type_of(DType dtype) {
-  constexpr std::array types{ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
-  return types[static_cast<size_t>(dtype)];
-}
-
-int32_t torch_dtype_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return aoti_torch_dtype_float32();
-    case DType::bfloat16:
-      return aoti_torch_dtype_bfloat16();
-    case DType::float16:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_float64();
-  }
-}
-
-DType acc_dtype_of(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
-
-// ---- allocation and layout ----
-
-// Straight to the allocator: a call through the dispatcher costs several times as much, and small layers are
-// bound by the host.
-Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, DType dtype, const Tensor& like) {
-  const auto device = like.device();
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, torch_dtype_of(dtype),
-                                                  static_cast<int32_t>(device.type()), device.index(), &handle));
-  return Tensor(handle);
-}
-
-Tensor empty_like(const Tensor& like, DType dtype) {  // of a tensor without gaps
-  return empty(like.dim(), like.sizes().data(), like.strides().data(), dtype, like);
-}
-
-Tensor empty_vector(int64_t length, DType dtype, const Tensor& like) {
-  const int64_t stride = 1;
-  return empty(1, &length, &stride, dtype, like);
-}
-
-Tensor empty_matrix(int64_t height, int64_t width, DType dtype, const Tensor& like) {
-  const std::array<int64_t, 2> sizes{height, width};
-  const std::array<int64_t, 2> strides{width, 1};
-  return empty(2, sizes.data(), strides.data(), dtype, like);
-}
-
-constexpr int64_t kMaxDims = 5;
-using Strides = std::array<int64_t, kMaxDims>;
-
-// The strides of a tensor [N, C, *spatial] without gaps in this layout.
-Strides strides_in(Layout layout, const Tensor& x) {
-  Strides strides{};
-  int64_t step = 1;
-  const auto place = [&](int64_t dim) {
-    strides[dim] = step;
-    step *= x.size(dim);
-  };
-  if (layout == Layout::nhwc) place(1);
-  for (int64_t dim = x.dim() - 1; dim >= 2; --dim) place(dim);
-  if (layout == Layout::nchw) place(1);
-  place(0);
-  return strides;
-}
-
-bool lies_in(Layout layout, const Tensor& x) {
-  if (layout == Layout::nchw) return x.is_contiguous();
-  const Strides strides = strides_in(layout, x);
-  for (int64_t dim = 0; dim < x.dim(); ++dim) {
-    if (x.size(dim) != 1 && x.stride(dim) != strides[dim] && x.numel() != 0) return false;
-  }
-  return true;
-}
-
-// x itself if it lies in this layout without gaps, else a copy that does.
-Tensor in_layout(Layout layout, const Tensor& x) {
-  if (lies_in(layout, x)) return x;
-  Tensor copy = empty(x.dim(), x.sizes().data(), strides_in(layout, x).data(), dtype_of(x), x);
-  torch::stable::copy_(copy, x);
-  return copy;
-}
-
-// The layout in which x is read: its own, or the one nearest to its strides. Mirrored by _ops._output_like.
-Layout layout_of(const Tensor& x) {
-  if (x.is_contiguous()) return Layout::nchw;
-  if (lies_in(Layout::nhwc, x)) return Layout::nhwc;
-  return x.dim() > 3 && x.stride(1) == 1 && x.size(1) > 1 ? Layout::nhwc : Layout::nchw;
-}
-
 // ---- arguments ----
 
 Shape check_input(const Tensor& x) {
-  require(x.dim() >= 3 && x.dim() <= kMaxDims, "input must be [N, C, *spatial] with 1 to 3 spatial dimensions");
+  require(x.dim() >= 3 && x.dim() <= kMaxDims,
+          "input must be [N, C, *spatial] with 1 to 3 spatial dimensions");
   Shape shape{x.size(0), x.size(1), 1, 0};
   for (int64_t dim = 2; dim < x.dim(); ++dim) shape.s *= x.size(dim);
   require(shape.c > 0 && shape.s > 0, "input must have channels and no empty spatial dimension");
@@ -156,19 +44,23 @@ Shape check_input(const Tensor& x) {
 void check_parameter(const Tensor& parameter, int64_t height, int64_t width, const Tensor& x) {
   const bool bias = width == 0;
   require((bias ? parameter.dim() == 1 : parameter.dim() >= 2) && parameter.size(0) == height &&
-              (bias || parameter.size(1) == width) && parameter.numel() == height * (bias ? 1 : width),
+              (bias || parameter.size(1) == width) &&
+              parameter.numel() == height * (bias ? 1 : width),
           "weights must be [R, C] and [C, R], biases [R] and [C]");
   require(parameter.device() == x.device(), "all tensors must be on one device");
   const DType dtype = dtype_of(parameter);
-  require(dtype == DType::float32 || dtype == dtype_of(x), "weights must be float32 or of input's dtype");
+  require(dtype == DType::float32 || dtype == dtype_of(x),
+          "weights must be float32 or of input's dtype");
 }
 
-// The parameters as the kernels read them: dense, and all of one dtype (mixed ones in that of the sums).
+// The parameters as the kernels read them: dense, and all of one dtype (mixed ones in that of the
+// sums).
 class Parameters {
  public:
   Parameters(const Tensor& x, Shape& shape, const Tensor& reduce, const Tensor& expand,
              const OptionalTensor& reduce_bias = {}, const OptionalTensor& expand_bias = {}) {
-    require(reduce.dim() >= 2 && reduce.size(0) > 0, "reduce_weight must be [R, C] with R at least 1");
+    require(reduce.dim() >= 2 && reduce.size(0) > 0,
+            "reduce_weight must be [R, C] with R at least 1");
     shape.r = reduce.size(0);
     check_parameter(reduce, shape.r, shape.c, x);
     check_parameter(expand, shape.c, shape.r, x);
@@ -176,7 +68,8 @@ class Parameters {
     if (expand_bias) check_parameter(*expand_bias, shape.c, 0, x);
 
     dtype_ = dtype_of(reduce);
-    for (const Tensor* other : {&expand, reduce_bias ? &*reduce_bias : nullptr, expand_bias ? &*expand_bias : nullptr}) {
+    for (const Tensor* other :
+         {&expand, reduce_bias ? &*reduce_bias : nullptr, expand_bias ? &*expand_bias : nullptr}) {
       if (other && dtype_of(*other) != dtype_) dtype_ = acc_dtype_of(dtype_of(x));
     }
     reduce_ = dense(reduce);
@@ -187,7 +80,8 @@ class Parameters {
 
   DType dtype() const { return dtype_; }
   Weights weights() const {
-    return {reduce_.const_data_ptr(), expand_.const_data_ptr(), reduce_bias_ ? reduce_bias_->const_data_ptr() : nullptr,
+    return {reduce_.const_data_ptr(), expand_.const_data_ptr(),
+            reduce_bias_ ? reduce_bias_->const_data_ptr() : nullptr,
             expand_bias_ ? expand_bias_->const_data_ptr() : nullptr};
   }
   Tensor empty_like_reduce() const { return empty_like(reduce_, dtype_); }
@@ -195,8 +89,9 @@ class Parameters {
 
  private:
   Tensor dense(const Tensor& parameter) const {
-    const Tensor cast =
-        dtype_of(parameter) == dtype_ ? parameter : torch::stable::to(parameter, scalar_type_of(dtype_));
+    const Tensor cast = dtype_of(parameter) == dtype_
+                            ? parameter
+                            : torch::stable::to(parameter, scalar_type_of(dtype_));
     return cast.is_contiguous() ? cast : torch::stable::contiguous(cast);
   }
 
@@ -218,18 +113,21 @@ Gate gate_of(int64_t code) {
 }
 
 void check_saved(const Tensor& tensor, int64_t width, const Shape& shape, const Tensor& x) {
-  require(tensor.numel() == shape.n * width && tensor.is_contiguous() && tensor.device() == x.device() &&
-              dtype_of(tensor) == acc_dtype_of(dtype_of(x)),
+  require(tensor.numel() == shape.n * width && tensor.is_contiguous() &&
+              tensor.device() == x.device() && dtype_of(tensor) == acc_dtype_of(dtype_of(x)),
           "pooled, z1 and gate must be what se_forward returned");
 }
 
 // ---- back ends: how each device allocates its workspace and runs ----
 
 struct CpuBackend {
-  static void parallel_for(int64_t begin, int64_t end, int64_t grain, cpu::ThreadPool::Body body, void* context) {
+  static void parallel_for(int64_t begin, int64_t end, int64_t grain, cpu::ThreadPool::Body body,
+                           void* context) {
     TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
   }
-  static cpu::ThreadPool pool() { return {static_cast<int>(torch::stable::get_num_threads()), parallel_for}; }
+  static cpu::ThreadPool pool() {
+    return {static_cast<int>(torch::stable::get_num_threads()), parallel_for};
+  }
 
   static void run(ForwardParams& params, const Tensor& x) {
     const Tensor workspace = bytes(cpu::forward_workspace_bytes(params.problem), x);
@@ -241,7 +139,9 @@ struct CpuBackend {
     params.workspace = workspace.mutable_data_ptr();
     cpu::backward(params, pool());
   }
-  static Tensor bytes(int64_t count, const Tensor& like) { return empty_vector((count + 7) / 8, DType::float64, like); }
+  static Tensor bytes(int64_t count, const Tensor& like) {
+    return empty_vector((count + 7) / 8, DType::float64, like);
+  }
 };
 
 #ifdef SEBLOCK_WITH_CUDA
@@ -269,7 +169,8 @@ struct CudaBackend {
     execute(params, chosen, chosen.forward_workspace_bytes, x, cuda::forward);
   }
   static void run(BackwardParams& params, const Tensor& x) {
-    const SePlan chosen = plan(params.problem, aligned(params.x, params.dy) && aligned(params.dx, params.dx));
+    const SePlan chosen =
+        plan(params.problem, aligned(params.x, params.dy) && aligned(params.dx, params.dx));
     execute(params, chosen, chosen.backward_workspace_bytes, x, cuda::backward);
   }
 };
@@ -278,10 +179,12 @@ struct CudaBackend {
 // ---- the operators ----
 
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor> se_forward(const Tensor& input, const Tensor& reduce_weight,
-                                                      const Tensor& expand_weight, const OptionalTensor& reduce_bias,
-                                                      const OptionalTensor& expand_bias, int64_t activation,
-                                                      int64_t gate_function) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> se_forward(const Tensor& input,
+                                                      const Tensor& reduce_weight,
+                                                      const Tensor& expand_weight,
+                                                      const OptionalTensor& reduce_bias,
+                                                      const OptionalTensor& expand_bias,
+                                                      int64_t activation, int64_t gate_function) {
   Shape shape = check_input(input);
   const Parameters parameters(input, shape, reduce_weight, expand_weight, reduce_bias, expand_bias);
   const Layout layout = layout_of(input);
@@ -307,19 +210,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> se_forward(const Tensor& input, const
 }
 
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(const Tensor& output_gradient, const Tensor& input,
-                                                               const Tensor& reduce_weight,
-                                                               const Tensor& expand_weight, const Tensor& pooled,
-                                                               const Tensor& z1, const Tensor& gate,
-                                                               int64_t activation, int64_t gate_function) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(
+    const Tensor& output_gradient, const Tensor& input, const Tensor& reduce_weight,
+    const Tensor& expand_weight, const Tensor& pooled, const Tensor& z1, const Tensor& gate,
+    int64_t activation, int64_t gate_function) {
   Shape shape = check_input(input);
   const Parameters parameters(input, shape, reduce_weight, expand_weight);
   require(output_gradient.dim() == input.dim(), "the gradient of y must have the shape of input");
   for (int64_t dim = 0; dim < input.dim(); ++dim) {
-    require(output_gradient.size(dim) == input.size(dim), "the gradient of y must have the shape of input");
+    require(output_gradient.size(dim) == input.size(dim),
+            "the gradient of y must have the shape of input");
   }
-  require(output_gradient.device() == input.device() && dtype_of(output_gradient) == dtype_of(input),
-          "the gradient of y must have the dtype and device of input");
+  require(
+      output_gradient.device() == input.device() && dtype_of(output_gradient) == dtype_of(input),
+      "the gradient of y must have the dtype and device of input");
   check_saved(pooled, shape.c, shape, input);
   check_saved(z1, shape.r, shape, input);
   check_saved(gate, shape.c, shape, input);
@@ -353,16 +257,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(const Tensor& out
   return {dx, dreduce, dexpand, dreduce_bias, dexpand_bias};
 }
 
+std::string cpu_capability() { return cpu::capability(); }
+
 }  // namespace
 }  // namespace seblock
 
 STABLE_TORCH_LIBRARY(seblock_cuda, m) {
+  m.def("cpu_capability() -> str");
   m.def(
-      "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, Tensor? expand_bias, "
+      "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, "
+      "Tensor? expand_bias, "
       "int activation, int gate) -> (Tensor, Tensor, Tensor, Tensor)");  // y, pooled, z1, gate
   m.def(
-      "se_backward(Tensor dy, Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor pooled, Tensor z1, "
-      "Tensor gates, int activation, int gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");  // dx, dW1, dW2, db1, db2
+      "se_backward(Tensor dy, Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor pooled, "
+      "Tensor z1, "
+      "Tensor gates, int activation, int gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");  // dx,
+                                                                                               // dW1,
+                                                                                               // dW2,
+                                                                                               // db1,
+                                                                                               // db2
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&seblock::cpu_capability));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CPU, m) {

@@ -1,5 +1,6 @@
 // The plan: how one problem is run on a CUDA device, worked out before anything is launched.
-// A pure function of the shape, in plain C++: testable on any machine. Launchers execute it as it is.
+// A pure function of the shape, in plain C++: testable on any machine. Launchers execute it as it
+// is.
 #pragma once
 
 #include <string>
@@ -12,9 +13,9 @@ enum class Strategy : int {
   split,  // squeeze -> excite -> scale, one launch each (the excite is two)
 };
 
-// Bytes that one direction moves through global memory. A launch is taken to read what it needs of x and of the
-// small tensors once, whatever several of its blocks share; the next launch reads it again. Without the biases.
-// The SIMT harness counts the same bytes: tests/test_simt_traffic.py.
+// Bytes that one direction moves through global memory. A launch is taken to read what it needs of
+// x and of the small tensors once, whatever several of its blocks share; the next launch reads it
+// again. Without the biases. The SIMT harness counts the same bytes: tests/test_simt_traffic.py.
 struct Traffic {
   int64_t x = 0;        // read of x and dy
   int64_t weights = 0;  // read of W1 and W2, once per group of kSamples samples
@@ -41,7 +42,8 @@ constexpr int kAccessBytes = 16;    // the widest global access
 constexpr int kSamples = 8;         // samples that share one read of the weights in the excite
 
 // `aligned`: every tensor the size of x starts on a 16-byte boundary.
-// Nothing in the plan but workspace and traffic depends on N: a sample's bits do not depend on its batch.
+// Nothing in the plan but workspace and traffic depends on N: a sample's bits do not depend on its
+// batch.
 SePlan plan(const Problem& problem, bool aligned);
 
 std::string to_string(const SePlan& plan);

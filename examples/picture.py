@@ -1,4 +1,4 @@
-"""The demo's picture: two loss curves that coincide, and the gates that the network learnt."""
+"""The demo's picture: loss curves that coincide, and the gates that the network learnt."""
 
 from __future__ import annotations
 
@@ -11,74 +11,84 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
 # Okabe and Ito's colours, told apart with any colour vision.
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#777777"
+BLUE, VERMILION, BLACK = "#0072B2", "#D55E00", "#000000"
+UNTRAINED = 0.5  # the gate of an untrained layer, near enough
 
 
 def draw(
-    path: Path,
-    losses: Mapping[str, Sequence[float]],
-    control: Sequence[float],
-    gates: Mapping[str, np.ndarray],
+    path: Path, losses: Mapping[str, Sequence[float]], gates: Mapping[str, np.ndarray]
 ) -> None:
     """Writes the picture.
 
     Args:
-        losses: the loss of every step, of "fused" and "plain".
-        control: the same of the plain network whose first weights were moved by one unit in the last place.
+        losses: the loss of every step of the runs "fused", "plain" and "control".
         gates: per SE layer the mean gate of every class and channel, [classes, C].
     """
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure = plt.figure(figsize=(14, 7), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(1, 1.35), wspace=0.04)
-        curves, differences = left.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        _draw_losses(curves, losses)
-        _draw_differences(differences, losses, control)
-        axes = np.atleast_1d(right.subplots(len(gates), 1))
-        for axis, (name, gate) in zip(axes, gates.items(), strict=True):
-            image = _draw_gates(axis, name, gate)
-        axes[-1].set_xlabel("channel, by the class that opens it widest")
-        bar = right.colorbar(image, ax=list(axes), shrink=0.6, pad=0.02)
-        bar.set_label("gate: 0 turns the channel off, 1 lets it through")
-        right.suptitle("What SE learnt: the mean gate of every channel, digit by digit")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 1.35), wspace=0.03)
+        _draw_losses(left, losses)
+        _draw_gates(right, gates)
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
 
-def _draw_losses(axis: Axes, losses: Mapping[str, Sequence[float]]) -> None:
-    axis.plot(losses["plain"], color=VERMILION, linewidth=4, alpha=0.55, label="plain SE")
-    axis.plot(losses["fused"], color=BLUE, linewidth=1.1, label="fused SE")
-    axis.set_yscale("log")
-    axis.set_ylabel("training loss")
-    axis.legend(frameon=False)
-    axis.set_title("Same seed, same batches: the same training")
-
-
-def _draw_differences(
-    axis: Axes, losses: Mapping[str, Sequence[float]], control: Sequence[float]
-) -> None:
-    def difference(other: Sequence[float]) -> np.ndarray:
-        apart = np.abs(np.subtract(other, losses["plain"]))
-        return np.where(apart > 0, apart, np.nan)
-
-    moved = "plain, its first weights moved\nby one unit in the last place"
-    axis.plot(difference(control), ".", markersize=4, color=GREY, label=moved)
-    axis.plot(difference(losses["fused"]), ".", markersize=4, color=BLUE, label="fused")
-    axis.set_yscale("log")
-    axis.set_xlabel("step")
-    axis.set_ylabel("difference of loss\nto plain SE")
-    axis.legend(frameon=False, fontsize=8, markerscale=2, loc="lower right")
-
-
-def _draw_gates(axis: Axes, name: str, gate: np.ndarray) -> plt.cm.ScalarMappable:
-    order = np.lexsort((-gate.max(axis=0), gate.argmax(axis=0)))
-    image = axis.imshow(
-        gate[:, order], cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+def _draw_losses(part: SubFigure, losses: Mapping[str, Sequence[float]]) -> None:
+    part.suptitle(
+        "The same training: the loss of every step,\nand how far it is from that of plain SE"
     )
-    axis.set_title(f"{name}: {gate.shape[1]} channels", loc="left", fontsize=10)
-    axis.set_yticks(range(len(gate)))
-    axis.set_ylabel("digit")
-    axis.tick_params(length=0)
-    return image
+    curves, differences = part.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    curves.plot(losses["plain"], color=VERMILION, linewidth=4.5, alpha=0.5, label="plain SE")
+    curves.plot(losses["fused"], color=BLUE, linewidth=1.2, label="fused SE")
+    curves.set(yscale="log", ylabel="training loss")
+    curves.legend(frameon=False)
+
+    plain = np.asarray(losses["plain"])
+    for name, colour, marker, label in (
+        ("fused", BLUE, "o", "fused SE"),
+        ("control", BLACK, "x", "plain SE, first weights moved by one unit in the last place"),
+    ):
+        apart = np.abs(np.asarray(losses[name]) - plain)
+        shown = np.where(apart > 0, apart, np.nan)  # 0 has no place on a log scale
+        style = {"s": 9, "linewidths": 0.6 if marker == "x" else 0, "color": colour}
+        differences.scatter(range(len(shown)), shown, marker=marker, label=label, **style)
+    differences.set(yscale="log", xlabel="step", ylabel="difference\nto plain SE")
+    differences.legend(
+        frameon=False, fontsize=9, markerscale=2, loc="upper center", bbox_to_anchor=(0.5, -0.22)
+    )
+
+
+def _draw_gates(part: SubFigure, gates: Mapping[str, np.ndarray]) -> None:
+    part.suptitle(
+        "What SE learnt: the mean gate of every channel, digit by digit\n"
+        "(white: 0.5, where gates start; every layer has its own scale)"
+    )
+    axes: list[Axes] = list(np.atleast_1d(part.subplots(len(gates), 1)))
+    for axis, (name, gate) in zip(axes, gates.items(), strict=True):
+        # by the class that opens a channel widest, within a class by how much its gates vary
+        order = np.lexsort((-np.ptp(gate, axis=0), gate.argmax(axis=0)))
+        reach = max(np.abs(gate - UNTRAINED).max(), 1e-3)
+        image = axis.imshow(
+            gate[:, order],
+            cmap="PuOr_r",
+            vmin=UNTRAINED - reach,
+            vmax=UNTRAINED + reach,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axis.set_title(
+            f"{name}: {gate.shape[1]} channels, gates {gate.min():.2f} to {gate.max():.2f}",
+            loc="left",
+            fontsize=10,
+        )
+        axis.set_yticks(range(len(gate)))
+        axis.tick_params(length=0, labelsize=8)
+        axis.set_ylabel("digit")
+        bar = part.colorbar(image, ax=axis, pad=0.01, aspect=12)
+        bar.set_label("down  ←  gate  →  up", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    axes[-1].set_xlabel("channel, sorted by the digit that opens it widest")

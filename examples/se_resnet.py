@@ -1,8 +1,7 @@
 """A small SE-ResNet: Squeeze-and-Excitation in every residual block.
 
-The block is the SE paper's (Hu et al., arXiv:1709.01507, figure 3): SE stands after the last BatchNorm of the
-branch and before the shortcut is added. The scale of that BatchNorm starts at 0, so that every block
-starts as its shortcut (Goyal et al., arXiv:1706.02677).
+The block is the SE paper's (Hu et al., arXiv:1709.01507, figure 3): SE stands after the last
+BatchNorm of the branch and before the shortcut is added.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class SEBasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv_bn(inputs, outputs, 3, stride)
         self.conv2 = conv_bn(outputs, outputs, 3)
-        nn.init.zeros_(self.conv2[1].weight)
         self.se = se_factory(outputs, ratio)
         same_shape = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same_shape else conv_bn(inputs, outputs, 1, stride)
@@ -73,6 +71,14 @@ class SEResNet(nn.Module):
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(inputs, num_classes)
+
+    def se_layers(self) -> dict[str, nn.Module]:
+        """The SE layer of every block, by the block's name."""
+        return {
+            f"block {number}": block.se
+            for number, block in enumerate(self.blocks, start=1)
+            if isinstance(block, SEBasicBlock)
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.blocks(F.relu(self.stem(images)))

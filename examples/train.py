@@ -2,9 +2,10 @@
 
     python examples/train.py
 
-The two start from the same weights and see the same batches, so they are the same training up to float32
-rounding. A third run shows how much that is: the plain layer once more, its first weights moved by one unit in the
-last place. Prints one table and writes one picture: the loss curves, and the gates that SE learnt.
+The two start from the same weights and see the same batches, so they are the same training up to
+float32 rounding. A third run shows how much that is: the plain layer once more, its first weights
+moved by one unit in the last place. Prints one table and writes one picture: the loss curves, and
+the gates that SE learnt.
 
 The digits are the 1797 real 8x8 scans that scikit-learn ships; nothing is downloaded.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +37,12 @@ from seblock_cuda.reference import PlainSEBlock
 
 FIRST_STEPS = 20
 MIN_ACCURACY = 0.97
-MAX_DIFFERENCE_FIRST = 1e-4  # of the losses, over the first steps
-MAX_DIFFERENCE = 5e-2  # of the losses, over all steps
+# How far apart two losses may be: ten times what float32 rounding does to plain SE over many
+# seeds. Rounding starts at 2e-7; where it moves a ReLU's input across 0, the losses part by up to
+# 2e-4 within 20 steps and by some 5e-3 later. So this is a check of the whole, not a proof of the
+# gradients: for that there are the tests.
+MAX_DIFFERENCE_FIRST = 1e-3
+MAX_DIFFERENCE = 5e-2
 QUICK_STEPS = 6
 
 
@@ -63,9 +69,9 @@ def digits(device: torch.device) -> Data:
 
 @dataclass
 class Run:
-    """One network in training, with what has been recorded of it: loss and milliseconds of every step."""
+    """One network in training, and what is recorded of it: loss and milliseconds of every step."""
 
-    model: nn.Module
+    model: SEResNet
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     losses: list[float] = field(default_factory=list)
@@ -83,11 +89,19 @@ class Run:
     ) -> Run:
         torch.manual_seed(seed)
         model = SEResNet(se_layer).to(device)
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
+        # The gates start near 1/2, whatever the image. A larger rate and no decay let
+        # them leave it in the few hundred steps that this takes.
+        se_parameters = [
+            weight for layer in model.se_layers().values() for weight in layer.parameters()
+        ]
+        others = set(model.parameters()) - set(se_parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in model.parameters() if weight in others]},
+            {"params": se_parameters, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=lr, total_steps=steps, cycle_momentum=False
+            optimizer, max_lr=[lr, 8 * lr], total_steps=steps, cycle_momentum=False
         )
         return cls(model, optimizer, schedule)
 
@@ -104,19 +118,21 @@ class Run:
 
 
 def move_by_one_unit(model: nn.Module) -> None:
-    """Moves the first parameter by one unit in its last place: the least change that float32 can see."""
+    """Moves the first parameter by one unit in its last place, the least that float32 can see."""
     weight = next(model.parameters())
     with torch.no_grad():
         weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
 
 
 def train(runs: Sequence[Run], data: Data, *, steps: int, batch_size: int, seed: int) -> None:
-    """Trains all runs on the same batches, a step of each in turn so that their times can be compared."""
+    """Trains all runs on the same batches, a step of each in turn, so that times compare."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     with tqdm(range(steps), desc="training", unit="step", disable=None) as progress:
         for _ in progress:
-            if len(order) < batch_size:  # a new epoch; the last, smaller batch of the old one is dropped
+            if (
+                len(order) < batch_size
+            ):  # a new epoch; the last, smaller batch of the old one is dropped
                 order = torch.randperm(len(data.train_labels), generator=generator)
             batch, order = order[:batch_size].to(data.train_labels.device), order[batch_size:]
             images, labels = data.train_images[batch], data.train_labels[batch]
@@ -132,23 +148,21 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def class_gates(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+def class_gates(model: SEResNet, images: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
     """Per SE layer the gates' mean over the images of each class, [10, C]."""
     gates: dict[str, Tensor] = {}
+    model.eval()
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    def record(name: str) -> Callable[[Any, tuple[Tensor]], None]:
+        def hook(layer: Any, inputs: tuple[Tensor]) -> None:
             hidden = F.relu(layer.reduce(inputs[0].mean(dim=(2, 3), keepdim=True)))
             gates[name] = torch.sigmoid(layer.expand(hidden)).flatten(1)
 
         return hook
 
     handles = [
-        layer.register_forward_pre_hook(record(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, (SEBlock, PlainSEBlock))
+        layer.register_forward_pre_hook(record(name)) for name, layer in model.se_layers().items()
     ]
-    model.eval()
     model(images)
     for handle in handles:
         handle.remove()
@@ -162,43 +176,58 @@ def largest_difference(one: Run, other: Run, steps: int | None = None) -> float:
     return float(np.abs(np.subtract(one.losses[:steps], other.losses[:steps])).max())
 
 
-def table(
-    fused: Run, plain: Run, moved: Run, accuracies: Sequence[float], device: torch.device
-) -> str:
-    fused_ms, plain_ms = (float(np.median(run.step_ms)) for run in (fused, plain))
-    threads = torch.get_num_threads()
-    cuda = device.type == "cuda"
-    where = torch.cuda.get_device_name(device) if cuda else f"CPU, {threads} threads"
+def table(runs: Mapping[str, Run], data: Data, device: torch.device) -> str:
+    """The runs side by side; "plain" is what the others are compared with."""
+    plain = runs["plain"]
+    plain_ms = np.median(plain.step_ms)
+    where = f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
 
-    def differences(other: Run) -> list[str]:
-        steps = (FIRST_STEPS, None)
-        return [f"{largest_difference(other, plain, count):.1e}" for count in steps]
+    def difference(run: Run, steps: int | None) -> str:
+        return "" if run is plain else f"{largest_difference(run, plain, steps):.1e}"
 
-    by_fused, by_moved = differences(fused), differences(moved)
-    lines = [
-        ("test accuracy", *(f"{value:.2%}" for value in accuracies)),
-        ("step time, median", f"{fused_ms:.2f} ms", f"{plain_ms:.2f} ms"),
-        ("step time, plain over fused", f"{plain_ms / fused_ms:.2f}", ""),
-        (f"largest difference of loss, first {FIRST_STEPS} steps", by_fused[0], ""),
-        (f"largest difference of loss, all {len(plain.losses)} steps", by_fused[1], ""),
-        ("the same two, plain with its first weights moved by one unit", "", ""),
-        ("ran on", where, ""),
+    columns = [
+        (
+            f"{accuracy(run.model, data.test_images, data.test_labels):.2%}",
+            f"{np.median(run.step_ms):.2f} ms",
+            f"{plain_ms / np.median(run.step_ms):.2f}x",
+            difference(run, FIRST_STEPS),
+            difference(run, None),
+            where if name == "fused" else "",
+        )
+        for name, run in runs.items()
     ]
-    del by_moved
-    return tabulate(lines, ("", "fused SE", "plain SE"), disable_numparse=True)
+    labels = (
+        "test accuracy",
+        "time of a training step, median",
+        "speed, plain = 1",
+        f"loss: largest difference to plain, first {FIRST_STEPS} steps",
+        f"loss: largest difference to plain, all {len(plain.losses)} steps",
+        "ran on",
+    )
+    return tabulate(zip(labels, *columns, strict=True), ("SE layer", *runs), disable_numparse=True)
 
 
-def verdict(fused: Run, plain: Run, least_accuracy: float) -> int:
-    """Prints whether the run is what it should be; 0 if so, else 1."""
+def verdict(fused: Run, plain: Run, data: Data) -> int:
+    """Prints whether the training went as it should; 0 if so, else 1."""
     failures = []
-    if least_accuracy < MIN_ACCURACY:
-        failures.append(f"accuracy {least_accuracy:.2%} is below {MIN_ACCURACY:.0%}")
+    for name, run in (("fused", fused), ("plain", plain)):
+        reached = accuracy(run.model, data.test_images, data.test_labels)
+        if reached < MIN_ACCURACY:
+            failures.append(f"{name}: accuracy {reached:.2%} is below {MIN_ACCURACY:.0%}")
     for steps, bound in ((FIRST_STEPS, MAX_DIFFERENCE_FIRST), (None, MAX_DIFFERENCE)):
         difference = largest_difference(fused, plain, steps)
         if not difference <= bound:
             span = f"the first {steps} steps" if steps else "all steps"
-            failures.append(f"the losses differ by {difference:.1e} over {span}, {bound:.0e} allowed")
-    print(f"FAILED: {'; '.join(failures)}" if failures else "ok: same training, to within rounding")
+            failures.append(
+                f"the losses differ by {difference:.1e} over {span}, {bound:.0e} allowed"
+            )
+    print(
+        f"FAILED: {'; '.join(failures)}"
+        if failures
+        else "ok: the same training, to within the drift of float32 rounding"
+    )
     return 1 if failures else 0
 
 
@@ -215,7 +244,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--epochs", type=int, default=15)
     add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=0.05, help="the highest learning rate of the cycle")
+    add("--lr", type=float, default=0.03, help="the highest learning rate of the cycle")
     add("--seed", type=int, default=0, help="of the weights and of the order of the batches")
     add("--output", type=Path, default=Path("out/demo.png"), help="the picture")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -237,21 +266,23 @@ def main() -> int:
     steps = options.epochs * (len(data.train_labels) // options.batch_size)
     if options.quick:
         steps = QUICK_STEPS
-    fused, plain, moved = runs = [
-        Run.start(layer, seed=options.seed, lr=options.lr, steps=steps, device=device)
-        for layer in (SEBlock, PlainSEBlock, PlainSEBlock)
-    ]
-    move_by_one_unit(moved.model)
-    train(runs, data, steps=steps, batch_size=options.batch_size, seed=options.seed)
+    layers = {"fused": SEBlock, "plain": PlainSEBlock, "control": PlainSEBlock}
+    runs = {
+        name: Run.start(layer, seed=options.seed, lr=options.lr, steps=steps, device=device)
+        for name, layer in layers.items()
+    }
+    move_by_one_unit(runs["control"].model)
+    in_turn = list(runs.values())
+    train(in_turn, data, steps=steps, batch_size=options.batch_size, seed=options.seed)
 
-    accuracies = [accuracy(run.model, data.test_images, data.test_labels) for run in (fused, plain)]
-    print(table(fused, plain, moved, accuracies, device))
-    gates = class_gates(fused.model, data.test_images, data.test_labels)
-    draw(options.output, {"fused": fused.losses, "plain": plain.losses}, moved.losses, gates)
+    print(table(runs, data, device))
+    print(
+        "control: the plain layer, the network's first weights moved by one unit in the last place"
+    )
+    gates = class_gates(runs["fused"].model, data.test_images, data.test_labels)
+    draw(options.output, {name: run.losses for name, run in runs.items()}, gates)
     print(f"picture: {options.output}")
-    if options.quick:
-        return 0
-    return verdict(fused, plain, min(accuracies))
+    return 0 if options.quick else verdict(runs["fused"], runs["plain"], data)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Loads the op library and describes its operators to PyTorch.
 
-Importing never fails because of the library: what went wrong is kept in :data:`load_error`, and raised when
-an operator is needed.
+Importing never fails because of the library: what went wrong is kept in :data:`load_error`, and
+raised when an operator is needed.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def _load() -> str | None:
     if not LIBRARY.exists():
         return f"{LIBRARY.name} was not built (expected at {LIBRARY})"
     try:
-        torch.ops.load_library(str(LIBRARY))
+        torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
         from seblock_cuda import _core  # noqa: F401
     except (OSError, ImportError) as error:
         return f"{LIBRARY.name} does not fit this PyTorch ({torch.__version__}): {error}"
@@ -43,7 +43,7 @@ def require() -> None:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def built_with_cuda() -> bool:
     """Whether the op library holds CUDA kernels."""
     if load_error:
@@ -53,12 +53,18 @@ def built_with_cuda() -> bool:
     return bool(_core.build_info()["cuda"])
 
 
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use here: avx512, avx2 or baseline."""
+    require()
+    return str(torch.ops.seblock_cuda.cpu_capability())
+
+
 def cuda_unusable_reason(device: int = 0) -> str | None:
     """Why the CUDA kernels cannot run on `device`, with what to do; None if they can."""
     if load_error:
         return load_error
     if not built_with_cuda():
-        return "built without CUDA: install a CUDA toolkit (nvcc), then rebuild with SEBLOCK_WITH_CUDA=1"
+        return "built without CUDA: get a CUDA toolkit (nvcc) and rebuild with SEBLOCK_WITH_CUDA=1"
     if torch.version.cuda is None:
         return f"this PyTorch ({torch.__version__}) is a CPU build: install one with CUDA"
     if not torch.cuda.is_available():
@@ -70,14 +76,14 @@ def cuda_unusable_reason(device: int = 0) -> str | None:
     if not any(_runs_on(architecture, capability) for architecture in architectures):
         have = f"{capability[0]}.{capability[1]}"
         return (
-            f"{torch.cuda.get_device_name(device)} has compute capability {have}, the kernels were built for "
-            f'{", ".join(architectures)}: rebuild with TORCH_CUDA_ARCH_LIST="{have}"'
+            f"{torch.cuda.get_device_name(device)} has compute capability {have}, the kernels were "
+            f"built for {', '.join(architectures)}: rebuild with TORCH_CUDA_ARCH_LIST={have}"
         )
     return None
 
 
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    """Binary code runs on the same major and a minor not below its own; PTX on anything not older."""
+    """Binary code runs on its own major, on its minor and above; PTX on anything not older."""
     number, _, ptx = architecture.partition("+")
     major, minor = (int(part.rstrip("af")) for part in number.split("."))
     if number[-1] in "af":
@@ -94,7 +100,7 @@ def explain(
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
 ) -> Any:
-    """The plan by which the CUDA kernels run these arguments: strategy, launch shape, bytes moved. Printable.
+    """How the CUDA kernels run these arguments: strategy, launch shape, bytes moved. Printable.
 
     Takes tensors of any device, also ``meta``: nothing is run.
 
@@ -128,7 +134,7 @@ def is_native(x: Tensor) -> bool:
 
 
 def _output_like(x: Tensor) -> Tensor:
-    """An uninitialised tensor with the strides that the kernels give y: x's own if they read x where it lies."""
+    """An empty tensor with the strides that the op gives y: x's own if x is read where it lies."""
     if is_native(x):
         return torch.empty_like(x)
     channels_last = x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
@@ -139,8 +145,9 @@ def _output_like(x: Tensor) -> Tensor:
 
 
 def _register_fakes() -> None:
-    """Shapes, dtypes and strides of the results, for torch.compile, torch.export and the meta device."""
-    @torch.library.register_fake("seblock_cuda::se_forward")
+    """Shapes, dtypes and strides of the results, for torch.compile, export and meta tensors."""
+
+    @torch.library.register_fake("seblock_cuda::se_forward")  # type: ignore[untyped-decorator]
     def se_forward(
         x: Tensor,
         reduce_weight: Tensor,
@@ -156,7 +163,7 @@ def _register_fakes() -> None:
         pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
         return _output_like(x), pooled, z1, gates
 
-    @torch.library.register_fake("seblock_cuda::se_backward")
+    @torch.library.register_fake("seblock_cuda::se_backward")  # type: ignore[untyped-decorator]
     def se_backward(
         dy: Tensor,
         x: Tensor,

@@ -1,7 +1,7 @@
 """What the operator accepts, said in full sentences.
 
-The operator itself checks the same conditions in C++ and refuses with a short message; the long one is worked
-out here, after a refusal, so that a call that succeeds does not pay for it.
+The operator itself checks the same conditions in C++ and refuses with a short message; the long one
+is worked out here, after a refusal, so that a call that succeeds does not pay for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_arguments(
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
 ) -> None:
-    """Raises TypeError, ValueError or (mixed devices) RuntimeError unless these are a layer's arguments.
+    """Raises TypeError, ValueError or (mixed devices) RuntimeError if the op cannot take these.
 
     Args:
         x: ``[N, C, *spatial]`` with 1 to 3 spatial dimensions, C >= 1 and spatial extents >= 1.
@@ -103,8 +103,8 @@ def _check_shapes(
         )
     if expand_weight.dim() < 2 or list(expand_weight.shape[:2]) != [c, r] or _tail(expand_weight):
         raise ValueError(
-            f"expand_weight must be [{c}, {r}] {match} and reduce_weight {list(reduce_weight.shape)}, "
-            f"got {list(expand_weight.shape)}"
+            f"expand_weight must be [{c}, {r}] {match} "
+            f"and reduce_weight {list(reduce_weight.shape)}, got {list(expand_weight.shape)}"
         )
     for name, bias, length in (("reduce_bias", reduce_bias, r), ("expand_bias", expand_bias, c)):
         if bias is not None and list(bias.shape) != [length]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import FunctionCtx
 
 from seblock_cuda import _ops, reference
 from seblock_cuda.checks import check_arguments, check_name
@@ -20,15 +20,16 @@ _GATES = {name: code for code, name in enumerate(reference.GATES)}
 
 
 class SEBlockFunction(torch.autograd.Function):
-    """Squeeze-and-Excitation over the ops ``seblock_cuda::se_forward`` and ``seblock_cuda::se_backward``.
+    """The layer over the ops ``seblock_cuda::se_forward`` and ``seblock_cuda::se_backward``.
 
-    Saves x, the parameters and three small tensors (pooled [N, C], z1 [N, R], gate [N, C]). A backward that is
-    itself differentiated goes through the formulas of :mod:`seblock_cuda.reference`.
+    Saves x, the parameters and three small tensors (pooled [N, C], z1 [N, R], gate [N, C]). A
+    backward that is itself differentiated goes through the formulas of
+    :mod:`seblock_cuda.reference`.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         reduce_weight: Tensor,
         expand_weight: Tensor,
@@ -38,47 +39,29 @@ class SEBlockFunction(torch.autograd.Function):
         gate: str,
     ) -> Tensor:
         parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
-        y, pooled, z1, gates = _ops.se_forward(
-            x, *parameters, _ACTIVATIONS[activation], _GATES[gate]
-        )
-        ctx.save_for_backward(x, *parameters, pooled, z1, gates)
-        ctx.names = (activation, gate)  # type: ignore[attr-defined]
+        y: Tensor
+        y, *saved = _ops.se_forward(x, *parameters, _ACTIVATIONS[activation], _GATES[gate])
+        ctx.save_for_backward(x, *parameters, *saved)
+        ctx.names = (activation, gate)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, reduce_weight, expand_weight, reduce_bias, expand_bias, pooled, z1, gates = (
-            ctx.saved_tensors
-        )
+        x, reduce_weight, expand_weight, reduce_bias, expand_bias, *saved = ctx.saved_tensors
         activation, gate = ctx.names
+        weights = (reduce_weight, expand_weight)
+        biases = (reduce_bias, expand_bias)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return (
-                *reference.backward(
-                    dy, x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate
-                ),
-                None,
-                None,
-            )
-        dx, dreduce, dexpand, dreduce_bias, dexpand_bias = _ops.se_backward(
-            dy,
-            x,
-            reduce_weight,
-            expand_weight,
-            pooled,
-            z1,
-            gates,
-            _ACTIVATIONS[activation],
-            _GATES[gate],
-        )
-        return (
-            dx,
-            dreduce,
-            dexpand,
-            None if reduce_bias is None else dreduce_bias,
-            None if expand_bias is None else dexpand_bias,
-            None,
-            None,
-        )
+            gradients = reference.backward(dy, x, *weights, *biases, activation, gate)
+        else:
+            codes = (_ACTIVATIONS[activation], _GATES[gate])
+            gradients = _ops.se_backward(dy, x, *weights, *saved, *codes)
+        dx, dreduce, dexpand, *dbiases = gradients
+        given = (None if b is None else db for b, db in zip(biases, dbiases))
+        return (dx, dreduce, dexpand, *given, None, None)
+
+
+_apply = cast("Callable[..., Tensor]", SEBlockFunction.apply)
 
 
 def squeeze_excitation(
@@ -95,15 +78,17 @@ def squeeze_excitation(
 ) -> Tensor:
     """Squeeze-and-Excitation: ``y = input * gate(W2 act(W1 mean(input) + b1) + b2)``.
 
-    Hu et al., Squeeze-and-Excitation Networks, 2018 (arXiv:1709.01507). The mean is over space, the gate is one
-    number per sample and channel. Sums and the two small products are float32 (float64 for float64 input),
-    whatever the storage dtype; the order of every sum is fixed, so the same input gives the same bits.
+    Hu et al., Squeeze-and-Excitation Networks, 2018 (arXiv:1709.01507). The mean is over space, the
+    gate is one number per sample and channel. Sums and the two small products are float32 (float64
+    for float64 input), whatever the storage dtype; the order of every sum is fixed, so the same
+    input gives the same bits.
 
     Args:
-        input: ``[N, C, *spatial]`` with 1, 2 or 3 spatial dimensions; float32, bfloat16, float16 or float64.
-            Contiguous and channels-last tensors are read where they lie, other strides cost one copy.
-        reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, or with trailing 1s (a 1x1 convolution's
-            weight), in input's dtype or float32.
+        input: ``[N, C, *spatial]`` with 1, 2 or 3 spatial dimensions; float32, bfloat16, float16
+            or float64. Contiguous and channels-last tensors are read where they lie, other
+            strides cost one copy.
+        reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, or with trailing 1s (the weights
+            of 1x1 convolutions), in input's dtype or float32.
         reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
         activation: relu, silu, gelu, hardswish or leaky_relu.
         gate: sigmoid, hardsigmoid or relu.
@@ -118,8 +103,9 @@ def squeeze_excitation(
         RuntimeError: tensors on different devices; a device that the build cannot serve.
         NotImplementedError: a residual was given.
 
-    Under autocast nothing is cast: the output has input's dtype. Double backward and the transforms of
-    ``torch.func`` go through the same formulas in plain PyTorch, and so do devices without kernels.
+    Under autocast nothing is cast: the output has input's dtype. Double backward and the transforms
+    of ``torch.func`` go through the same formulas in plain PyTorch, and so do devices without
+    kernels.
     """
     if residual is not None or residual_activation is not None:
         raise NotImplementedError(
@@ -129,8 +115,9 @@ def squeeze_excitation(
     try:
         if _kernels_serve(input):
             if torch.is_grad_enabled():
-                return SEBlockFunction.apply(*arguments, activation, gate)  # type: ignore[no-any-return]
-            return _ops.se_forward(*arguments, _ACTIVATIONS[activation], _GATES[gate])[0]
+                return _apply(*arguments, activation, gate)
+            y: Tensor = _ops.se_forward(*arguments, _ACTIVATIONS[activation], _GATES[gate])[0]
+            return y
     except (RuntimeError, TypeError, KeyError, AttributeError):
         _explain(*arguments, activation, gate)
         raise  # nothing wrong with the arguments: the error stands
@@ -139,7 +126,7 @@ def squeeze_excitation(
 
 
 def _kernels_serve(x: Tensor) -> bool:
-    """Whether the op can take x: its device has kernels, and no transform of torch.func is looking."""
+    """Whether the op takes x: its device has kernels, and no transform of torch.func is on."""
     on_device = x.is_cpu or (x.is_cuda and _ops.built_with_cuda())
     if torch.compiler.is_compiling():
         return on_device
@@ -150,7 +137,7 @@ def _kernels_serve(x: Tensor) -> bool:
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_about_device(device_type: str) -> None:
     """Says once per kind of device that plain PyTorch runs instead of kernels."""
     if device_type == "cuda":

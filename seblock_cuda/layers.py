@@ -13,9 +13,10 @@ from seblock_cuda.functional import squeeze_excitation
 class SEBlock(nn.Module):
     """The Squeeze-and-Excitation block (Hu et al., arXiv:1709.01507), fused.
 
-    Same constructor, initial weights, ``state_dict`` keys and numbers as the block of two 1x1 convolutions
-    without bias that people paste (see :class:`seblock_cuda.reference.PlainSEBlock`): checkpoints move between
-    the two in both directions. ``[R, C]`` and ``[R, C, 1]`` shaped weights load too.
+    Same constructor, initial weights, ``state_dict`` keys and numbers as the block of two 1x1
+    convolutions without bias that people paste (see :class:`seblock_cuda.reference.PlainSEBlock`):
+    checkpoints move between the two in both directions. ``[R, C]`` and ``[R, C, 1]`` shaped weights
+    load too.
 
     Args:
         input_channel: C, the channels of the input.

@@ -1,11 +1,12 @@
 """The plain-PyTorch reference: the formulas of the layer, forward and explicit backward.
 
-Everything in the project is measured against this file. Given float64 tensors it is the truth; it is also
-what runs on devices that have no kernels, under ``torch.func`` and in a double backward, since it is made of
-ordinary differentiable operations. :class:`PlainSEBlock` is the block that people paste.
+Everything in the project is measured against this file. Given float64 tensors it is the truth; it
+is also what runs on devices that have no kernels, under ``torch.func`` and in a double backward,
+since it is made of ordinary differentiable operations. :class:`PlainSEBlock` is the block that
+people paste.
 
-Glossary: ``x [N, C, *spatial]``, ``pooled [N, C]``, ``z1`` and ``hidden [N, R]``, ``gate [N, C]``, ``y`` like x;
-gradients prefix ``d``.
+Glossary: ``x [N, C, *spatial]``, ``pooled [N, C]``, ``z1`` and ``hidden [N, R]``, ``gate [N, C]``,
+``y`` like x; gradients prefix ``d``.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def _gelu_slope(z: Tensor) -> Tensor:
 
 
 def _hardswish_slope(z: Tensor) -> Tensor:
-    return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5))
+    return torch.where(z <= -3, 0.0, torch.where(z < 3, z / 3 + 0.5, 1.0))
 
 
-# name -> (function, derivative as a function of its argument). The order is that of the enum in se_types.h.
+# name -> (function, derivative as a function of its argument), in the enum's order (se_types.h).
 ACTIVATIONS: dict[str, tuple[Pointwise, Pointwise]] = {
     "relu": (F.relu, lambda z: torch.where(z <= 0, 0.0, torch.ones_like(z))),
     "silu": (F.silu, _silu_slope),
@@ -100,7 +101,7 @@ def _excite(
 
 def _as_written(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off: the formulas choose their own dtypes."""
-    if torch.amp.is_autocast_available(x.device.type):
+    if torch.amp.autocast_mode.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
 
@@ -126,8 +127,9 @@ def forward(
         x: ``[N, C, *spatial]``, any floating dtype and strides.
         reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, trailing 1s allowed.
         reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
-        acc_dtype: of the sums and of everything of size [N, C]; by default float32 (float64 for float64), as
-            in the kernels. With ``x.dtype`` this is what plain PyTorch computes in that dtype.
+        acc_dtype: of the sums and of everything of size [N, C]; by default float32 (float64 for
+            float64), as in the kernels. With ``x.dtype`` this is what plain PyTorch computes in
+            that dtype.
     """
     acc = acc_dtype or accumulation_dtype(x.dtype)
     with _as_written(x):
@@ -150,8 +152,9 @@ def backward(
 ) -> Gradients:
     """The gradients of :func:`forward`, written out; differentiable once more.
 
-    ``dgate = sum(dy * x)``; ``dz2 = dgate * gate'``; ``dz1 = (W2^T dz2) * act'``; ``dpooled = W1^T dz1``;
-    ``dx = dy * gate + dpooled / S``; ``dW2 = dz2^T hidden``; ``dW1 = dz1^T pooled``.
+    ``dgate = sum(dy * x)``; ``dz2 = dgate * gate'``; ``dz1 = (W2^T dz2) * act'``;
+    ``dpooled = W1^T dz1``; ``dx = dy * gate + dpooled / S``; ``dW2 = dz2^T hidden``;
+    ``dW1 = dz1^T pooled``.
     """
     acc = acc_dtype or accumulation_dtype(x.dtype)
     with _as_written(x):
@@ -175,7 +178,7 @@ def backward(
 
 
 class PlainSEBlock(nn.Module):
-    """The Squeeze-and-Excitation block that everyone pastes: the baseline in tests, benchmarks and examples.
+    """The block that everyone pastes: the baseline in tests, benchmarks and examples.
 
     Args:
         input_channel: C, the channels of the input.

@@ -1,17 +1,17 @@
-"""What the tests share: shapes with the branch that each covers, random problems, and the measure of error.
+"""What the tests share: shapes and what they cover, random problems, and the measure of error.
 
 float64 is the truth. The bar is plain PyTorch in the same dtype: an error may not exceed its error.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.workloads import Workload as Workload
+from benchmarks.workloads import load as workloads  # noqa: F401
 from seblock_cuda import reference
 
 LOW_PRECISION = [torch.bfloat16, torch.float16]
@@ -74,7 +74,7 @@ def make_problem(
     seed: int = 0,
     device: str = "cpu",
 ) -> Problem:
-    """Random arguments: x with a mean that differs by channel, so that the squeeze has something to see."""
+    """Random arguments; the mean of x differs by channel, so that the squeeze has work to do."""
     n, c, spatial, r = shape
     random = torch.Generator().manual_seed(seed)
 
@@ -114,7 +114,7 @@ def truth(problem: Problem) -> dict[str, Tensor]:
 
 
 def plain(problem: Problem) -> dict[str, Tensor]:
-    """What plain PyTorch makes of them in the dtype of x (parameters cast to it, as autocast would)."""
+    """What plain PyTorch makes of them in the dtype of x, parameters cast to it as by autocast."""
     return _reference(problem, problem.x.dtype)
 
 
@@ -130,9 +130,10 @@ def rms(tensor: Tensor) -> float:
 def check_no_worse_than_plain(actual: dict[str, Tensor], problem: Problem) -> None:
     """Asserts for every result that its error against float64 (rms) is not above plain PyTorch's.
 
-    float32 gets twice plain's error (another order of summation) and four units in the last place: in one small
-    tensor either side may be lucky; tests/test_accuracy.py compares over many draws, without that slack.
-    A correctly rounded result always passes. float64 has no truth beyond it: 1e-13 of the result.
+    float32 gets twice plain's error (another order of summation) and four units in the last place:
+    in one small tensor either side may be lucky; tests/test_accuracy.py compares over many draws,
+    without that slack. A correctly rounded result always passes. float64 has no truth beyond it:
+    1e-13 of the result.
     """
     expected, baseline = truth(problem), plain(problem)
     assert actual.keys() == expected.keys()
@@ -150,41 +151,3 @@ def check_no_worse_than_plain(actual: dict[str, Tensor], problem: Problem) -> No
         assert error <= allowed, (
             f"{name}: error {error:.3g}, plain PyTorch {plain_error:.3g}, allowed {allowed:.3g}"
         )
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One row of the workload table: the SE layer of a real network."""
-
-    network: str
-    stage: str
-    channels: int
-    height: int
-    width: int
-    reduced: int
-    activation: str
-    gate: str
-    bias: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.network}-{self.stage}"
-
-
-def workloads() -> list[Workload]:
-    table = Path(__file__).parent.parent / "benchmarks" / "workloads.csv"
-    with table.open() as file:
-        return [
-            Workload(
-                row["network"],
-                row["stage"],
-                int(row["channels"]),
-                int(row["height"]),
-                int(row["width"]),
-                int(row["reduced"]),
-                row["activation"],
-                row["gate"],
-                row["bias"] == "1",
-            )
-            for row in csv.DictReader(file)
-        ]

@@ -1,4 +1,6 @@
-"""Over many draws the error is not above plain PyTorch's: no slack, no lucky or unlucky tensor decides."""
+"""Over many draws the error is not above plain PyTorch's: no slack, no lucky or unlucky tensor
+decides.
+"""
 
 from __future__ import annotations
 

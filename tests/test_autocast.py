@@ -1,4 +1,6 @@
-"""Autocast casts nothing: the output has the input's dtype, float32 master weights go in as they are."""
+"""Autocast casts nothing: the output has the input's dtype, float32 master weights go in as they
+are.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_double_backward_under_autocast(device: str) -> None:
 
 
 def test_closer_to_the_truth_than_the_plain_block(device: str) -> None:
-    """Mixed precision as people train: the plain block's convolutions run in bfloat16, ours in float32."""
+    """Mixed precision as people train: the plain block's convolutions run in bfloat16, ours in
+    float32.
+    """
     torch.manual_seed(0)
     fused = SEBlock(64, 1 / 8).to(device)
     plain = PlainSEBlock(64, 1 / 8).to(device)

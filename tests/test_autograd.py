@@ -1,4 +1,6 @@
-"""First and second derivatives, and the transforms of torch.func: checked by finite differences in float64."""
+"""First and second derivatives, and the transforms of torch.func: checked by finite differences in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -105,10 +107,10 @@ def test_per_sample_gradients(device: str) -> None:
 def test_a_tangent_is_never_dropped(device: str) -> None:
     given = [tensor.detach() for tensor in inputs(device=device)]
     tangent = torch.randn_like(given[0])
-    _, expected = torch.func.jvp(lambda x: reference.forward(x, *given[1:]), (given[0],), (tangent,))
-    _, actual = torch.func.jvp(
-        lambda x: squeeze_excitation(x, *given[1:]), (given[0],), (tangent,)
+    _, expected = torch.func.jvp(
+        lambda x: reference.forward(x, *given[1:]), (given[0],), (tangent,)
     )
+    _, actual = torch.func.jvp(lambda x: squeeze_excitation(x, *given[1:]), (given[0],), (tangent,))
     assert torch.allclose(actual, expected)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(given[0], tangent)

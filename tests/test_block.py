@@ -17,7 +17,10 @@ from tests import cases
 
 
 def pair(
-    channels: int = 48, ration: float = 1 / 8, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    channels: int = 48,
+    ration: float = 1 / 8,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> tuple[SEBlock, PlainSEBlock]:
     """Both blocks, made under one seed."""
     torch.manual_seed(3)
@@ -27,9 +30,7 @@ def pair(
     return fused.to(device, dtype), plain.to(device, dtype)
 
 
-def step(
-    block: nn.Module, x: torch.Tensor, dy: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def step(block: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> dict[str, torch.Tensor]:
     """Output and all gradients of one training step."""
     block.zero_grad()
     x = x.detach().requires_grad_()
@@ -49,11 +50,15 @@ def test_same_initial_weights_under_one_seed() -> None:
 @pytest.mark.parametrize("channels, ration", [(64, 1 / 16), (17, 0.3), (10, 1.0), (8, 1 / 8)])
 def test_width_of_the_squeeze(channels: int, ration: float) -> None:
     fused, plain = pair(channels, ration)
-    assert fused.reduce.weight.shape == plain.reduce.weight.shape == (
-        int(channels * ration),
-        channels,
-        1,
-        1,
+    assert (
+        fused.reduce.weight.shape
+        == plain.reduce.weight.shape
+        == (
+            int(channels * ration),
+            channels,
+            1,
+            1,
+        )
     )
 
 
@@ -107,7 +112,7 @@ def test_output_and_gradients(dtype: torch.dtype, layout: str, device: str) -> N
 
 
 def test_inference_mode_and_no_grad() -> None:
-    fused, plain = pair()
+    fused, _ = pair()
     x = torch.randn(2, 48, 5, 5)
     expected = fused(x).detach()
     with torch.inference_mode():
@@ -118,7 +123,7 @@ def test_inference_mode_and_no_grad() -> None:
 
 
 def test_frozen_weights_and_frozen_input() -> None:
-    fused, plain = pair()
+    fused, _ = pair()
     problem = cases.make_problem((2, 48, (5, 5), 6))
     full = step(fused, problem.x, problem.dy)
     fused.requires_grad_(False)
@@ -165,4 +170,9 @@ def test_checkpointing_and_hooks() -> None:
 def test_factory_arguments() -> None:
     block = SEBlock(16, 1 / 4, device="meta", dtype=torch.bfloat16)
     assert block.reduce.weight.is_meta and block.expand.weight.dtype == torch.bfloat16
-    assert block(torch.empty(2, 16, 4, 4, device="meta", dtype=torch.bfloat16)).shape == (2, 16, 4, 4)
+    assert block(torch.empty(2, 16, 4, 4, device="meta", dtype=torch.bfloat16)).shape == (
+        2,
+        16,
+        4,
+        4,
+    )

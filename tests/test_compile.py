@@ -23,7 +23,15 @@ def samples(device: str) -> list[tuple[Tensor | None, ...]]:
         )
         given.append((problem.x, *problem.parameters))
     strided = cases.make_problem((3, 16, (5, 6), 2), device=device)
-    given.append((strided.x[:, ::2, :, ::2], strided.reduce_weight[:, ::2], strided.expand_weight[::2], None, None))
+    given.append(
+        (
+            strided.x[:, ::2, :, ::2],
+            strided.reduce_weight[:, ::2],
+            strided.expand_weight[::2],
+            None,
+            None,
+        )
+    )
     return given
 
 

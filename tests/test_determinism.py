@@ -1,4 +1,6 @@
-"""The same input gives the same bits: every run, every thread count, whatever the rest of the batch."""
+"""The same input gives the same bits: every run, every thread count, whatever the rest of the
+batch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Bad input gets the error of the contract: its type, the argument's name, what was expected and what came."""
+"""Bad input gets the error of the contract: its type, the argument's name, what was expected and
+what came.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ REFUSED: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "expand_weight not transposed": (
         {"expand_weight": torch.randn(4, 64)},
         ValueError,
-        "expand_weight must be [64, 4] to match input [8, 64, 6, 6] and reduce_weight [4, 64], got [4, 64]",
+        "expand_weight must be [64, 4] to match input [8, 64, 6, 6] "
+        "and reduce_weight [4, 64], got [4, 64]",
     ),
     "reduce_bias too long": (
         {"reduce_bias": torch.randn(5)},

@@ -40,7 +40,7 @@ def test_one_warning_per_kind_of_device() -> None:
 
 def test_a_missing_library_is_reported_on_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ops, "load_error", "libseblock_cuda.so was not built")
-    with pytest.raises(RuntimeError, match="has no kernels: libseblock_cuda.so was not built"):
+    with pytest.raises(RuntimeError, match=r"has no kernels: libseblock_cuda\.so was not built"):
         squeeze_excitation(torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(8, 2))
 
 

@@ -1,4 +1,6 @@
-"""Any strides: contiguous and channels last keep their layout, the rest costs a copy and no accuracy."""
+"""Any strides: contiguous and channels last keep their layout, the rest costs a copy and no
+accuracy.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,11 @@ def test_output_and_gradient_keep_the_layout(
     x = problem.x.detach().requires_grad_()
     y = squeeze_excitation(x, problem.reduce_weight, problem.expand_weight)
     assert y.stride() == x.stride()
-    for dy in (problem.dy, cases.in_layout(problem.dy, "nchw"), cases.in_layout(problem.dy, "nhwc")):
+    for dy in (
+        problem.dy,
+        cases.in_layout(problem.dy, "nchw"),
+        cases.in_layout(problem.dy, "nhwc"),
+    ):
         (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
         assert dx.stride() == x.stride()
 

@@ -76,9 +76,7 @@ def test_parameters_of_mixed_dtypes(mixed: str, device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("workload", cases.workloads(), ids=lambda row: row.name)
-def test_workloads(
-    workload: cases.Workload, layout: str, dtype: torch.dtype, device: str
-) -> None:
+def test_workloads(workload: cases.Workload, layout: str, dtype: torch.dtype, device: str) -> None:
     """Every row of the workload table in full size, with two samples."""
     shape = (2, workload.channels, (workload.height, workload.width), workload.reduced)
     problem = cases.make_problem(
@@ -118,7 +116,9 @@ def test_strided_weights(device: str) -> None:
 
 @pytest.mark.gpu
 def test_beyond_two_to_the_31_elements() -> None:
-    """Indices need 64 bits: the first and the last samples are checked against their own small runs."""
+    """Indices need 64 bits: the first and the last samples are checked against their own small
+    runs.
+    """
     from seblock_cuda import _ops
 
     if reason := _ops.cuda_unusable_reason():

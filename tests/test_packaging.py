@@ -92,6 +92,16 @@ def test_in_place_build_is_incremental(project: Path) -> None:
     assert "c++ ops.cpp" in third and "c++ core.cpp" not in third
 
 
+def test_a_removed_source_leaves_nothing_behind(project: Path) -> None:
+    extra = project / "csrc/cpu/extra.cpp"
+    extra.touch()
+    run_setup(project, "build_ext", "--inplace")
+    assert list(project.glob("build/*/objects/cpu_extra*"))
+    extra.unlink()
+    run_setup(project, "build_ext", "--inplace")
+    assert not list(project.glob("build/*/objects/cpu_extra*.o"))
+
+
 def test_build_info_reaches_the_module(project: Path) -> None:
     run_setup(project, "build_ext", "--inplace")
     (built,) = (project / "seblock_cuda").glob("_core.*.so")

@@ -58,7 +58,9 @@ def test_misaligned_storage(simt: ModuleType, dtype: torch.dtype, layout: str) -
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("workload", cases.workloads(), ids=lambda row: row.name)
 def test_workloads(simt: ModuleType, workload: cases.Workload, layout: str) -> None:
-    """Every row of the workload table: its channels and squeeze, on a plane cut to a few positions."""
+    """Every row of the workload table: its channels and squeeze, on a plane cut to a few
+    positions.
+    """
     spatial = (min(workload.height, 5), min(workload.width, 7))
     shape = (1, workload.channels, spatial, workload.reduced)
     problem = cases.make_problem(

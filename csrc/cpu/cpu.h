@@ -5,7 +5,8 @@
 
 namespace seblock::cpu {
 
-// A parallel loop over [begin, end) in pieces of at least `grain`; ops.cpp hands in torch's own pool.
+// A parallel loop over [begin, end) in pieces of at least `grain`; ops.cpp hands in torch's own
+// pool.
 struct ThreadPool {
   using Body = void (*)(int64_t begin, int64_t end, void* context);
   int threads;

@@ -1,4 +1,5 @@
-// One set of kernels, compiled once per instruction set; capability.cpp chooses among them at run time.
+// One set of kernels, compiled once per instruction set; capability.cpp chooses among them at run
+// time.
 #pragma once
 
 #include "cpu.h"

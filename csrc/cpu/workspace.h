@@ -32,7 +32,8 @@ inline char* align_up(void* pointer) {
 
 inline int64_t row_blocks(const Shape& shape) { return ceil_div(shape.s, kRowBlock); }
 
-// Bytes of the block sums of an NHWC squeeze; one block needs none, it sums straight into the result.
+// Bytes of the block sums of an NHWC squeeze; one block needs none, it sums straight into the
+// result.
 inline int64_t block_sum_bytes(const Problem& problem) {
   const Shape& shape = problem.shape;
   if (problem.layout == Layout::nchw || row_blocks(shape) == 1) return 0;

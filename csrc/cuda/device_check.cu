@@ -13,7 +13,9 @@ namespace {
 
 __global__ void probe_kernel() {}  // compiled for the same architectures as every kernel
 
-std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+std::string version(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
 
 #define SEBLOCK_STRING_OF(...) #__VA_ARGS__
 #define SEBLOCK_STRING(...) SEBLOCK_STRING_OF(__VA_ARGS__)
@@ -28,15 +30,17 @@ void check(int device) {
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     throw std::runtime_error("seblock_cuda: the driver serves CUDA " + version(driver) +
-                             ", the kernels were built with CUDA " + version(runtime) + ": update the driver");
+                             ", the kernels were built with CUDA " + version(runtime) +
+                             ": update the driver");
   }
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   const std::string capability = std::to_string(major) + "." + std::to_string(minor);
-  throw std::runtime_error("seblock_cuda: device " + std::to_string(device) + " has compute capability " + capability +
-                           ", the kernels were built for " SEBLOCK_STRING(__CUDA_ARCH_LIST__) " (" +
-                           cudaGetErrorString(error) + "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
+  throw std::runtime_error(
+      "seblock_cuda: device " + std::to_string(device) + " has compute capability " + capability +
+      ", the kernels were built for " SEBLOCK_STRING(__CUDA_ARCH_LIST__) " (" +
+      cudaGetErrorString(error) + "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
 }
 
 }  // namespace

@@ -34,9 +34,11 @@ void dispatch_input(DType dtype, F&& f) {
 template <typename F>
 void dispatch_weight(DType dtype, DType weight_dtype, F&& f) {
   if (weight_dtype == DType::float32) {
-    return dtype == DType::float64 ? f(Type<float>{}, Type<double>{}) : f(Type<float>{}, Type<float>{});
+    return dtype == DType::float64 ? f(Type<float>{}, Type<double>{})
+                                   : f(Type<float>{}, Type<float>{});
   }
-  if (weight_dtype != dtype) throw std::runtime_error("dispatch_weight: weights are neither x's dtype nor float32");
+  if (weight_dtype != dtype)
+    throw std::runtime_error("dispatch_weight: weights are neither x's dtype nor float32");
   dispatch_input(weight_dtype, [&](auto weight) {
     using weight_t = typename decltype(weight)::type;
     if constexpr (!std::is_same_v<weight_t, float>) f(weight, Type<acc_of<weight_t>>{});

@@ -6,7 +6,8 @@
 
 namespace seblock::cuda {
 
-// The launchers behind forward() and backward() take no decision: everything they need is in the plan.
+// The launchers behind forward() and backward() take no decision: everything they need is in the
+// plan.
 void forward(const ForwardParams& params, const SePlan& plan, void* stream);
 void backward(const BackwardParams& params, const SePlan& plan, void* stream);
 

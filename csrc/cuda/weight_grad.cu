@@ -1,8 +1,7 @@
 // Launcher of the weight gradients.
-#include "kernels/weight_grad.cuh"
-
 #include "backward_workspace.h"
 #include "dispatch.cuh"
+#include "kernels/weight_grad.cuh"
 
 namespace seblock::cuda {
 
@@ -12,11 +11,11 @@ void weight_grad(const BackwardParams& p, void* stream) {
     using acc_t = typename decltype(acc)::type;
     const BackwardWorkspace<acc_t> workspace(p);
     launch_weight_grad(
-        WeightGradParams<weight_t, acc_t>{p.problem.shape, p.problem.activation, static_cast<const acc_t*>(p.pooled),
-                                          static_cast<const acc_t*>(p.z1), workspace.dz1, workspace.dz2,
-                                          static_cast<weight_t*>(p.dreduce), static_cast<weight_t*>(p.dexpand),
-                                          static_cast<weight_t*>(p.dreduce_bias),
-                                          static_cast<weight_t*>(p.dexpand_bias)},
+        WeightGradParams<weight_t, acc_t>{
+            p.problem.shape, p.problem.activation, static_cast<const acc_t*>(p.pooled),
+            static_cast<const acc_t*>(p.z1), workspace.dz1, workspace.dz2,
+            static_cast<weight_t*>(p.dreduce), static_cast<weight_t*>(p.dexpand),
+            static_cast<weight_t*>(p.dreduce_bias), static_cast<weight_t*>(p.dexpand_bias)},
         stream);
   });
 }

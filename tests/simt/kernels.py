@@ -1,4 +1,6 @@
-"""Runs the CUDA kernels on torch CPU tensors through the SIMT harness: forward and backward, as the op does."""
+"""Runs the CUDA kernels on torch CPU tensors through the SIMT harness: forward and backward, as the
+op does.
+"""
 
 from __future__ import annotations
 

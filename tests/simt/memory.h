@@ -1,5 +1,5 @@
-// What kernels do to memory, byte by byte: who may touch what, how often it is read, and how well the
-// lanes of a warp access it together. What the tensors mean is unknown here.
+// What kernels do to memory, byte by byte: who may touch what, how often it is read, and how well
+// the lanes of a warp access it together. What the tensors mean is unknown here.
 //
 // A recording spans several launches. Recorded accesses are checked at once (bounds, alignment,
 // uninitialised bytes, races in shared memory) and counted when the lanes of the warp next meet:
@@ -31,8 +31,8 @@ struct TensorTraffic {
   uint64_t least_sectors = 0;     // that would have held the bytes they ask for
 };
 
-// A distance is in bytes that were read for the first time in their launch, or written, by any request
-// in between: what a cache would have had to hold on to, repeats within a launch left out.
+// A distance is in bytes that were read for the first time in their launch, or written, by any
+// request in between: what a cache would have had to hold on to, repeats within a launch left out.
 
 // Of all blocks of one launch.
 struct SharedTraffic {

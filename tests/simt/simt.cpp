@@ -192,8 +192,9 @@ void Grid::meet(Group& group, At place) {
     for (Thread* thread = first; thread != first + group.size; thread++) thread->at = At::ready;
     group.arrived = 0;
     if (BlockTrace* trace = self.block->trace.get()) {
-      place == At::sync_threads ? trace->threads_met()
-                                : trace->warp_met(group.first / kWarpThreads, place == At::sync_warp);
+      place == At::sync_threads
+          ? trace->threads_met()
+          : trace->warp_met(group.first / kWarpThreads, place == At::sync_warp);
     }
   }
   suspend();

@@ -1,5 +1,5 @@
-// The accesses of one block while they are recorded. Internal to the harness: simt.cpp reports every
-// access and every meeting of threads, memory.cpp turns them into counts.
+// The accesses of one block while they are recorded. Internal to the harness: simt.cpp reports
+// every access and every meeting of threads, memory.cpp turns them into counts.
 #pragma once
 
 #include <cstdint>
@@ -85,8 +85,10 @@ class BlockTrace {
   BlockTrace(const BlockTrace&) = delete;
   BlockTrace& operator=(const BlockTrace&) = delete;
 
-  void global(unsigned thread, const void* address, size_t bytes, Access access, const void* caller);
-  void shared(unsigned thread, const void* address, size_t bytes, Access access, const void* caller);
+  void global(unsigned thread, const void* address, size_t bytes, Access access,
+              const void* caller);
+  void shared(unsigned thread, const void* address, size_t bytes, Access access,
+              const void* caller);
 
   void threads_met();
   void warp_met(unsigned warp, bool orders_memory);

@@ -1,5 +1,5 @@
-// The backward: the forward's walk in reverse (squeeze dy * x, the two transposed products, scale dy),
-// then the weight gradients.
+// The backward: the forward's walk in reverse (squeeze dy * x, the two transposed products, scale
+// dy), then the weight gradients.
 #pragma once
 
 #include "dispatch.h"
@@ -43,7 +43,11 @@ struct Backward {
     const int64_t size = shape.n * shape.c * shape.s;
     acc_t* block_sums = static_cast<acc_t*>(workspace.block_sums);
     squeeze = {{dy, x, size}, shape, problem.layout, dz2, block_sums};
-    scale = {{gate, shift}, shape, problem.layout, dy, static_cast<scalar_t*>(p.dx),
+    scale = {{gate, shift},
+             shape,
+             problem.layout,
+             dy,
+             static_cast<scalar_t*>(p.dx),
              kCanStream && size * int64_t(sizeof(scalar_t)) >= kStreamBytes};
   }
 

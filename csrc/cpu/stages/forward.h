@@ -16,14 +16,14 @@ struct Forward {
   const Shape& shape;
   Squeeze<SumOfX<scalar_t, acc_t>> squeeze;
   Scale<TimesGate<acc_t>, scalar_t> scale;
-  Matrix<weight_t> reduce;       // [R, C]
-  Matrix<weight_t> expand;       // [C, R]
-  const weight_t* reduce_bias;   // [R] or null
-  const weight_t* expand_bias;   // [C] or null
-  acc_t* pooled;                 // [N, C]
-  acc_t* z1;                     // [N, R]
-  acc_t* hidden;                 // [N, R]
-  acc_t* gate;                   // [N, C]
+  Matrix<weight_t> reduce;      // [R, C]
+  Matrix<weight_t> expand;      // [C, R]
+  const weight_t* reduce_bias;  // [R] or null
+  const weight_t* expand_bias;  // [C] or null
+  acc_t* pooled;                // [N, C]
+  acc_t* z1;                    // [N, R]
+  acc_t* hidden;                // [N, R]
+  acc_t* gate;                  // [N, C]
 
   Forward(const ForwardParams& p, const ForwardWorkspace& workspace)
       : problem(p.problem),
@@ -40,7 +40,11 @@ struct Forward {
     const int64_t size = shape.n * shape.c * shape.s;
     acc_t* block_sums = static_cast<acc_t*>(workspace.block_sums);
     squeeze = {{x, size}, shape, problem.layout, pooled, block_sums};
-    scale = {{gate}, shape, problem.layout, x, static_cast<scalar_t*>(p.y),
+    scale = {{gate},
+             shape,
+             problem.layout,
+             x,
+             static_cast<scalar_t*>(p.y),
              kCanStream && size * int64_t(sizeof(scalar_t)) >= kStreamBytes};
   }
 

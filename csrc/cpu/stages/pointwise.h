@@ -1,9 +1,9 @@
 // The elementwise steps between squeeze and scale, on runs of acc_t: divisions, activation, gate.
 #pragma once
 
-#include "activation.h"
 #include "../vec/math.h"
 #include "../vec/memory.h"
+#include "activation.h"
 
 namespace seblock::cpu {
 namespace {
@@ -18,8 +18,8 @@ void apply_activation(Activation kind, const acc_t* z1, int64_t count, acc_t* hi
   for (int64_t i = 0; i < count; ++i) hidden[i] = activate(kind, z1[i]).value;
 }
 
-// gradient * slope; where PyTorch's derivative selects rather than multiplies, a slope of 0 stops even an
-// infinite or NaN gradient.
+// gradient * slope; where PyTorch's derivative selects rather than multiplies, a slope of 0 stops
+// even an infinite or NaN gradient.
 template <typename acc_t>
 SEBLOCK_INLINE acc_t through_slope(acc_t gradient, acc_t slope, bool selects) {
   return selects && slope == 0 ? acc_t(0) : gradient * slope;

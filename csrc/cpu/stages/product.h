@@ -1,10 +1,13 @@
 // The two small matrix products that everything between squeeze and scale is made of.
 //
-//   multiply_rows:    out[n, i] = sum_k in[n, k] W[i, k] + bias[i]   lanes along k     (W1 pooled, W2 hidden)
-//   multiply_columns: out[i, j] = sum_k a(i, k) B[k, j]              lanes along j     (their transposes,
-//                                                                                      and the weight gradients)
-// PyTorch's W1 [R, C] and W2 [C, R] are read in both directions as they are stored. The order of the
-// additions for one result depends on k's extent alone.
+//   multiply_rows:    out[n, i] = sum_k in[n, k] W[i, k] + bias[i]   lanes along k     (W1 pooled,
+//   W2 hidden) multiply_columns: out[i, j] = sum_k a(i, k) B[k, j]              lanes along j
+//   (their transposes,
+//                                                                                      and the
+//                                                                                      weight
+//                                                                                      gradients)
+// PyTorch's W1 [R, C] and W2 [C, R] are read in both directions as they are stored. The order of
+// the additions for one result depends on k's extent alone.
 #pragma once
 
 #include "../vec/memory.h"
@@ -23,8 +26,8 @@ struct Matrix {
   }
 };
 
-// kRows rows of W against kLanes / kRows samples: a register of results. Rows and samples beyond the end
-// repeat the last one, and are not stored.
+// kRows rows of W against kLanes / kRows samples: a register of results. Rows and samples beyond
+// the end repeat the last one, and are not stored.
 template <int64_t kRows, typename weight_t, typename acc_t>
 void rows_tile(const Matrix<weight_t>& w, const weight_t* bias /* [rows] or null */, int64_t row,
                int64_t row_end, const acc_t* in /* [N, cols] */, acc_t* out /* [N, rows] */,
@@ -57,7 +60,8 @@ void rows_tile(const Matrix<weight_t>& w, const weight_t* bias /* [rows] or null
     Vec<acc_t> values[kSamples];
     // `in` is not read beyond its row: another thread may be writing the next one.
 #pragma GCC unroll 16
-    for (int64_t s = 0; s < kSamples; ++s) values[s] = load_front<acc_t>(in_row[s] + k, count, count);
+    for (int64_t s = 0; s < kSamples; ++s)
+      values[s] = load_front<acc_t>(in_row[s] + k, count, count);
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kRows; ++i) {
       const int64_t readable = w.data + w.rows * w.cols - (w_row[i] + k);
@@ -116,7 +120,8 @@ void columns_tile(const Strided<acc_t>& a, int64_t i, int64_t i_end, const Matri
   constexpr int64_t K = kLanes<acc_t>;
   constexpr int64_t kBlock = 64;  // running sums of at most this many terms
   const acc_t* a_row[kTileRows];
-  for (int64_t t = 0; t < kTileRows; ++t) a_row[t] = a.data + at_most(i + t, i_end - 1) * a.i_stride;
+  for (int64_t t = 0; t < kTileRows; ++t)
+    a_row[t] = a.data + at_most(i + t, i_end - 1) * a.i_stride;
 
   Vec<acc_t> total[kTileRows * kVecs];
   for (int64_t t = 0; t < kTileRows * kVecs; ++t) total[t] = Vec<acc_t>::zero();

@@ -1,8 +1,8 @@
 // Scale: the second walk over space. The forward writes y = x * gate, the backward
 // dx = dy * gate + shift, with shift = dpooled / S.
 //
-// A sample is walked in blocks from its end to its beginning: what the squeeze read last is still in
-// cache. Large results are streamed past the cache: each block is made in a buffer, whatever the
+// A sample is walked in blocks from its end to its beginning: what the squeeze read last is still
+// in cache. Large results are streamed past the cache: each block is made in a buffer, whatever the
 // alignment of its planes or rows, and leaves it in whole cache lines.
 #pragma once
 
@@ -51,8 +51,8 @@ struct TimesGatePlusShift {
   }
 };
 
-// `count` elements of the plane of channel i. The last register may overlap the one before: it writes
-// the same values again.
+// `count` elements of the plane of channel i. The last register may overlap the one before: it
+// writes the same values again.
 template <typename Op, typename scalar_t>
 SEBLOCK_INLINE void scale_plane(const Op& op, int64_t i, const scalar_t* from, scalar_t* to,
                                 int64_t count) {
@@ -115,8 +115,8 @@ struct Scale {
   }
 
  private:
-  // A short buffer lets the loads of the next block overlap with the streaming of this one (2 KB against
-  // 8 KB: 25% less time); without streaming, longer runs suit the prefetchers.
+  // A short buffer lets the loads of the next block overlap with the streaming of this one (2 KB
+  // against 8 KB: 25% less time); without streaming, longer runs suit the prefetchers.
   static constexpr int64_t kBuffer = 2048 / int64_t(sizeof(scalar_t));
   static constexpr int64_t kBlock = 16384 / int64_t(sizeof(scalar_t));
   static constexpr int64_t kLine = kCacheLine / int64_t(sizeof(scalar_t));

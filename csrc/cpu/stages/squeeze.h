@@ -1,7 +1,7 @@
 // Squeeze: sums over space, one per sample and channel. The forward sums x, the backward dy * x.
 //
-// Sums are made in blocks, so that the rounding error grows with the logarithm of S rather than with S.
-// What belongs to which block depends on S alone.
+// Sums are made in blocks, so that the rounding error grows with the logarithm of S rather than
+// with S. What belongs to which block depends on S alone.
 #pragma once
 
 #include "../vec/memory.h"
@@ -36,13 +36,14 @@ struct SumOfDyX {
   }
 };
 
-constexpr int64_t kSumBlock = 2048;  // elements summed by running addition
-constexpr int64_t kSumFan = 64;      // sums of one level added up by the next
+constexpr int64_t kSumBlock = 32;  // terms that one lane adds up one after the other
+constexpr int64_t kSumFan = 64;    // sums of one level added up by the next
 
-// The sum of elements [begin, end), left in lanes. Level 0 runs through them in four registers; each
-// level above adds up kSumFan sums of the level below.
+// The sum of elements [begin, end), left in lanes. Level 0 runs through them in four registers;
+// each level above adds up kSumFan sums of the level below.
 template <int kLevel, typename Source>
-SEBLOCK_INLINE Vec<typename Source::acc_t> sum_run(const Source& source, int64_t begin, int64_t end) {
+SEBLOCK_INLINE Vec<typename Source::acc_t> sum_run(const Source& source, int64_t begin,
+                                                   int64_t end) {
   using V = Vec<typename Source::acc_t>;
   constexpr int64_t K = kLanes<typename Source::acc_t>;
   if constexpr (kLevel == 0) {
@@ -58,7 +59,8 @@ SEBLOCK_INLINE Vec<typename Source::acc_t> sum_run(const Source& source, int64_t
     if (i < end) b = b + source.front(i, end - i);
     return (a + b) + (c + d);
   } else {
-    constexpr int64_t step = kLevel == 1 ? kSumBlock : kSumBlock * kSumFan;
+    constexpr int64_t block = kSumBlock * 4 * K;
+    constexpr int64_t step = kLevel == 1 ? block : block * kSumFan;
     if (end - begin <= step) return sum_run<kLevel - 1>(source, begin, end);
     V total = V::zero();
     for (int64_t i = begin; i < end; i += step) {
@@ -98,9 +100,9 @@ SEBLOCK_INLINE V sum_eight(int64_t i, int64_t stride, const At& at) {
   return low + ((at(i) + at(i + stride)) + (at(i + 2 * stride) + at(i + 3 * stride)));
 }
 
-// NHWC: the sums of `rows` rows of C channels from row `first` on, for channels [begin, end). Eight rows
-// at a time are added as a tree before they meet `sums`, which stays in the nearest cache; the channels
-// that do not fill a register meet in `rest`.
+// NHWC: the sums of `rows` rows of C channels from row `first` on, for channels [begin, end). Eight
+// rows at a time are added as a tree before they meet `sums`, which stays in the nearest cache; the
+// channels that do not fill a register meet in `rest`.
 template <typename Source>
 void sum_rows(const Source& source, int64_t c, int64_t first, int64_t rows, int64_t begin,
               int64_t end, typename Source::acc_t* sums /* [C] */) {
@@ -167,10 +169,9 @@ struct Squeeze {
   // All samples, on all threads.
   void all(const ThreadPool& pool) const {
     if (layout == Layout::nchw) {
-      return parallel(pool, 0, shape.n * shape.c, grain_of(shape.s),
-                      [&](int64_t first, int64_t last) {
-                        sum_planes(source, shape.s, first, last, sums);
-                      });
+      return parallel(
+          pool, 0, shape.n * shape.c, grain_of(shape.s),
+          [&](int64_t first, int64_t last) { sum_planes(source, shape.s, first, last, sums); });
     }
     // Pieces of rows, and of channels where the rows alone do not occupy every thread.
     const int64_t blocks = row_blocks(shape);

@@ -1,5 +1,5 @@
-// How the work is divided among threads: by whole samples where there are enough of them, else stage by
-// stage over channels, rows and weights.
+// How the work is divided among threads: by whole samples where there are enough of them, else
+// stage by stage over channels, rows and weights.
 #pragma once
 
 #include "../cpu.h"
@@ -12,8 +12,12 @@ namespace {
 // Elements of work below which another thread costs more than it brings: about 3 us of streaming.
 constexpr int64_t kGrain = 32768;
 
-SEBLOCK_INLINE int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
-SEBLOCK_INLINE int64_t at_least(int64_t value, int64_t limit) { return value > limit ? value : limit; }
+SEBLOCK_INLINE int64_t at_most(int64_t value, int64_t limit) {
+  return value < limit ? value : limit;
+}
+SEBLOCK_INLINE int64_t at_least(int64_t value, int64_t limit) {
+  return value > limit ? value : limit;
+}
 
 // body(first, last) over [begin, end), in pieces of at least `grain`.
 template <typename Body>
@@ -29,18 +33,21 @@ void parallel(const ThreadPool& pool, int64_t begin, int64_t end, int64_t grain,
 }
 
 // Pieces of work of `elements` each: how many make a grain.
-SEBLOCK_INLINE int64_t grain_of(int64_t elements) { return ceil_div(kGrain, at_least(elements, 1)); }
+SEBLOCK_INLINE int64_t grain_of(int64_t elements) {
+  return ceil_div(kGrain, at_least(elements, 1));
+}
 
 struct Schedule {
-  bool by_sample;  // each thread takes samples through all stages; else all threads share each stage
-  int64_t grain;   // samples
-  int64_t group;   // samples for which the weights are read once
+  bool
+      by_sample;  // each thread takes samples through all stages; else all threads share each stage
+  int64_t grain;  // samples
+  int64_t group;  // samples for which the weights are read once
 };
 
-// Samples that one thread takes through a stage together. Weights that stay in the nearest 1 MB cost
-// nothing to read again; then the group is what the scale finds still there, up to the four samples that
-// the products work on at once. Heavier weights are shared by eight samples, which then wait in L3.
-// Measured (2048 x 7 x 7, R = 128): 5.2 ms at groups of 2, 4.7 at 8, 5.2 at 32.
+// Samples that one thread takes through a stage together. Weights that stay in the nearest 1 MB
+// cost nothing to read again; then the group is what the scale finds still there, up to the four
+// samples that the products work on at once. Heavier weights are shared by eight samples, which
+// then wait in L3. Measured (2048 x 7 x 7, R = 128): 5.2 ms at groups of 2, 4.7 at 8, 5.2 at 32.
 inline int64_t group_size(const Shape& shape, int64_t element_bytes) {
   const int64_t sample_bytes = shape.c * shape.s * element_bytes;
   const int64_t weight_bytes = 2 * shape.c * shape.r * element_bytes;

@@ -1,4 +1,5 @@
-// The gradients of one projection's weight and bias: sums over the samples, always in the same order.
+// The gradients of one projection's weight and bias: sums over the samples, always in the same
+// order.
 #pragma once
 
 #include "product.h"
@@ -8,8 +9,8 @@ namespace {
 
 // dbias[i] = sum_n dz[n, i], for i in [begin, end).
 template <typename acc_t, typename weight_t>
-void sum_over_samples(const acc_t* dz /* [N, I] */, int64_t n, int64_t size, int64_t begin, int64_t end,
-                      weight_t* dbias /* [I] */) {
+void sum_over_samples(const acc_t* dz /* [N, I] */, int64_t n, int64_t size, int64_t begin,
+                      int64_t end, weight_t* dbias /* [I] */) {
   // A product with a row of ones: the same blocked sums as the weights'.
   const acc_t one = 1;
   multiply_columns(Strided<acc_t>{&one, 0, 0}, 0, 1, Matrix<acc_t>{dz, n, size}, begin, end, dbias);

@@ -1,5 +1,5 @@
-// The storage formats and their conversions, on whole vectors. Narrowing rounds to nearest even; NaN
-// stays NaN, float16 overflows to infinity, subnormals are right.
+// The storage formats and their conversions, on whole vectors. Narrowing rounds to nearest even;
+// NaN stays NaN, float16 overflows to infinity, subnormals are right.
 #pragma once
 
 #include "vec.h"
@@ -63,7 +63,8 @@ struct Format<float16> {
   using Element = uint16_t;
 
 #if defined(__AVX512F__)
-  // The masked forms with a full mask: GCC warns about its own header in the plain ones (PR 105593).
+  // The masked forms with a full mask: GCC warns about its own header in the plain ones (PR
+  // 105593).
   template <typename Raw>
   static SEBLOCK_INLINE Raw widen(ShortRaw stored) {
     return (Raw)_mm512_maskz_cvtph_ps(0xffff, (__m256i)stored);
@@ -92,8 +93,8 @@ struct Format<float16> {
     const IntRaw special = (IntRaw)magnitude >= 0x0f800000;  // infinity or NaN
     return (Raw)(select(special, magnitude | 0x7f800000, rebiased) | (bits & 0x8000) << 16);
   }
-  // After F. Giesen's float_to_half_fast3_rtne: a float addition rounds subnormal results, an integer
-  // addition normal ones; the latter also carries 65520 and above into infinity.
+  // After F. Giesen's float_to_half_fast3_rtne: a float addition rounds subnormal results, an
+  // integer addition normal ones; the latter also carries 65520 and above into infinity.
   template <typename Stored>
   static SEBLOCK_INLINE Stored narrow(FloatRaw value) {
     const UintRaw bits = (UintRaw)value;

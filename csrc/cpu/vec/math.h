@@ -1,5 +1,5 @@
-// The logistic function on a vector of float: activation.h's formula, with an exponential that has no
-// branches.
+// The logistic function on a vector of float: activation.h's formula, with an exponential that has
+// no branches.
 #pragma once
 
 #include "half.h"
@@ -37,9 +37,7 @@ SEBLOCK_INLINE FloatRaw exp(FloatRaw x) {
   return p * power_of_two(half) * power_of_two(power - half);
 }
 
-SEBLOCK_INLINE Vec<float> sigmoid(Vec<float> z) {
-  return {1.0f / (1.0f + exp(-z.raw))};
-}
+SEBLOCK_INLINE Vec<float> sigmoid(Vec<float> z) { return {1.0f / (1.0f + exp(-z.raw))}; }
 
 }  // namespace
 }  // namespace seblock::cpu

@@ -1,5 +1,5 @@
-// Loads and stores between memory of any dtype and Vec<acc_t>. Addresses need no alignment beyond the
-// element's own.
+// Loads and stores between memory of any dtype and Vec<acc_t>. Addresses need no alignment beyond
+// the element's own.
 #pragma once
 
 #include "half.h"
@@ -22,8 +22,8 @@ SEBLOCK_INLINE void store(scalar_t* to, Vec<acc_t> v) {
   __builtin_memcpy(to, &stored, sizeof stored);
 }
 
-// The first `count` elements, the other lanes 0. `readable` elements from here on may be read: where a
-// whole register fits, it is read and the surplus masked, much faster than lane by lane.
+// The first `count` elements, the other lanes 0. `readable` elements from here on may be read:
+// where a whole register fits, it is read and the surplus masked, much faster than lane by lane.
 template <typename acc_t, typename scalar_t>
 SEBLOCK_INLINE Vec<acc_t> load_front(const scalar_t* from, int64_t count, int64_t readable) {
   if (readable >= kLanes<acc_t>) return keep_front(load<acc_t>(from), count);

@@ -1,7 +1,8 @@
 // Vec<acc_t>: one register of acc_t, as wide as the instruction set that this file is compiled for.
 //
 // Everything under cpu/ that is compiled several times lives in an unnamed namespace and is forced
-// inline: were one copy emitted as a shared symbol, the linker could pick the AVX-512 one for everybody.
+// inline: were one copy emitted as a shared symbol, the linker could pick the AVX-512 one for
+// everybody.
 #pragma once
 
 #include <cstdint>
@@ -73,7 +74,8 @@ SEBLOCK_INLINE Vec<acc_t> keep_front(Vec<acc_t> v, int64_t count) {
   return {(typename V::Raw)((typename V::Bits)v.raw & keep)};
 }
 
-// Lane i is a's where bit kStep of i is clear and b's where it is set; `kCross` takes lane i ^ kStep.
+// Lane i is a's where bit kStep of i is clear and b's where it is set; `kCross` takes lane i ^
+// kStep.
 template <int kStep, bool kCross, typename acc_t, int... kLane>
 SEBLOCK_INLINE Vec<acc_t> pick(Vec<acc_t> a, Vec<acc_t> b, std::integer_sequence<int, kLane...>) {
   constexpr int flip = kCross ? kStep : 0;

@@ -45,12 +45,15 @@ SEBLOCK_DEVICE Shared<T> shared_memory() {
 
 // Launches kernel(params) on `stream` and raises if the launch was refused.
 template <typename Params>
-void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes, void* stream,
-            const Params& params) {
-  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": the grid has more than 2^31 - 1 blocks");
-  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
+            void* stream, const Params& params) {
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string(name) + ": the grid has more than 2^31 - 1 blocks");
+  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, shared_bytes,
+           static_cast<cudaStream_t>(stream)>>>(params);
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
 }
 
 }  // namespace seblock::cuda

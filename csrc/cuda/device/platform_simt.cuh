@@ -72,10 +72,11 @@ SEBLOCK_DEVICE Shared<T> shared_memory() {
 }
 
 template <typename Params>
-void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes, void* /*stream*/,
-            const Params& params) {
-  simt::launch({name, static_cast<unsigned>(blocks), static_cast<unsigned>(kBlockThreads), shared_bytes},
-               [&] { kernel(params); });
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
+            void* /*stream*/, const Params& params) {
+  simt::launch(
+      {name, static_cast<unsigned>(blocks), static_cast<unsigned>(kBlockThreads), shared_bytes},
+      [&] { kernel(params); });
 }
 
 }  // namespace seblock::cuda
