@@ -7,8 +7,8 @@ One line per workload, layout and direction, in bfloat16 with float32 weights. T
     x reads     passes over |x|, the bytes of x: reads of x and dy for the first time + again in a
                 later launch + again in the same launch (vectors on the border of two planes)
     writes      passes over |x|: y or dx
-    distance    the largest between two touches of a byte of x or dy, in |x|: what a cache would have to
-                hold for the second read to hit it
+    distance    the largest between two touches of a byte of x or dy, in |x|: what a cache would
+                have to hold for the second read to hit it
     sectors     efficiency: least 32-byte sectors / sectors touched, of x, dy, y and dx
     conflicts   bank conflicts in shared memory per request
     weights     read, in |W1| + |W2|
@@ -26,6 +26,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from benchmarks.workloads import Workload
+from benchmarks.workloads import load as workloads
 from seblock_cuda import _core
 from tests import cases
 from tests.simt import build, kernels
@@ -67,9 +69,14 @@ def summarize(launches: list[kernels.Launch]) -> Summary:
         x_again=total("read_again", big),
         x_repeated=total("read_repeatedly", big),
         x_written=total("written", big),
-        distance=max((launch.tensors[name]["largest_distance"] for launch in launches for name in big), default=0),
+        distance=max(
+            (launch.tensors[name]["largest_distance"] for launch in launches for name in big),
+            default=0,
+        ),
         efficiency=total("least_sectors", big) / sectors if sectors else 1.0,
-        weights=sum(total(field, weights) for field in ("first_read", "read_again", "read_repeatedly")),
+        weights=sum(
+            total(field, weights) for field in ("first_read", "read_again", "read_repeatedly")
+        ),
         small=total("first_read", small) + total("read_again", small),
         written=total("written", [name for name in present if name not in ("db1", "db2")]),
         shared_requests=sum(launch.shared_requests for launch in launches),
@@ -111,7 +118,7 @@ def differences(summary: Summary, stated: _core.Traffic) -> dict[str, tuple[int,
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def problem_of(workload: cases.Workload, layout: str, samples: int = 1) -> cases.Problem:
+def problem_of(workload: Workload, layout: str, samples: int = 1) -> cases.Problem:
     """The workload on whole planes, the batch cut to `samples`."""
     return cases.make_problem(
         (samples, workload.channels, (workload.height, workload.width), workload.reduced),
@@ -124,7 +131,7 @@ def problem_of(workload: cases.Workload, layout: str, samples: int = 1) -> cases
     )
 
 
-def lines_of(job: tuple[cases.Workload, str, int]) -> list[str]:
+def lines_of(job: tuple[Workload, str, int]) -> list[str]:
     """The lines of the table for one workload in one layout."""
     workload, layout, samples = job
     torch.set_num_threads(1)
@@ -167,7 +174,7 @@ def main() -> None:
     build.build_kernels()
     jobs = [
         (workload, layout, arguments.samples)
-        for workload in cases.workloads()
+        for workload in workloads()
         for layout in cases.LAYOUTS
         if arguments.network in (None, workload.network)
     ]

@@ -44,7 +44,8 @@ class Run:
 
 def load(path: Path) -> ModuleType:
     """The module that tests/simt/build.py has built at `path`."""
-    spec = importlib.util.spec_from_file_location("simt_kernels", path)
+    name = f"{path.parent.parent.name}.simt_kernels"  # pybind11 loads one module of a name
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
