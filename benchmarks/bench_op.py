@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allocator="keep" if kept else "system",
         seconds_per_measurement=setting.seconds,
     )
-    where = "CUDA" if setting.on_cuda else f"CPU, {setting.threads} threads"
+    where = "CUDA" if setting.on_cuda else f"CPU, threads: {setting.threads}"
     print(f"\n{report.table(comparisons)}\n\n{report.summary(comparisons)}\n")
     print(f"measured on {where}; copies: fused time over the time to copy x once")
     print(f"wrote {options.output} and {environment}")

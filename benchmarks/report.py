@@ -126,10 +126,11 @@ def table(comparisons: Iterable[Comparison]) -> str:
 
 def summary(comparisons: Sequence[Comparison]) -> str:
     """Worst and geometric mean of both ratios per dtype, direction, layout and size of x."""
+    sizes = {"all": 0.0, f">= {LARGE_BYTES / 1e6:.0f} MB": LARGE_BYTES}
     groups: dict[tuple[str, str, str, str], list[Comparison]] = {}
     for item in comparisons:
         if not item.wrong:
-            for size, least in (("all", 0.0), (f">= {LARGE_BYTES / 1e6:.0f} MB", LARGE_BYTES)):
+            for size, least in sizes.items():
                 if item.x_bytes >= least:
                     key = (item.dtype, item.direction, item.layout, size)
                     groups.setdefault(key, []).append(item)

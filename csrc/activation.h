@@ -12,7 +12,9 @@
 #ifdef __CUDACC__
 #define SEBLOCK_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define SEBLOCK_HOST_DEVICE inline
+// Always inlined: cpu/ compiles this file once per instruction set, and the linker must not choose
+// among the copies.
+#define SEBLOCK_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace seblock {

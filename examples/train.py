@@ -180,7 +180,7 @@ def table(runs: Mapping[str, Run], data: Data, device: torch.device) -> str:
     """The runs side by side; "plain" is what the others are compared with."""
     plain = runs["plain"]
     plain_ms = np.median(plain.step_ms)
-    where = f"CPU, {torch.get_num_threads()} threads"
+    where = f"CPU, threads: {torch.get_num_threads()}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
 
@@ -248,7 +248,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the weights and of the order of the batches")
     add("--output", type=Path, default=Path("out/demo.png"), help="the picture")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=int, help="on the CPU")
+    add("--threads", type=int, default=1, help="on the CPU; more gain little on a net this small")
     add("--quick", action="store_true", help=f"{QUICK_STEPS} steps, to see that everything works")
     return parser.parse_args()
 
@@ -256,16 +256,19 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     device = choose_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     # Rounding is to be that of float32, and the same in every run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
     data = digits(device)
-    steps = options.epochs * (len(data.train_labels) // options.batch_size)
-    if options.quick:
-        steps = QUICK_STEPS
+    steps = options.epochs * (len(data.train_labels) // max(1, options.batch_size))
+    if steps < 1:
+        sys.exit(
+            f"--epochs {options.epochs} --batch-size {options.batch_size} leave no step to train: "
+            f"there are {len(data.train_labels)} images"
+        )
+    steps = QUICK_STEPS if options.quick else steps
     layers = {"fused": SEBlock, "plain": PlainSEBlock, "control": PlainSEBlock}
     runs = {
         name: Run.start(layer, seed=options.seed, lr=options.lr, steps=steps, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,14 @@ COLUMNS = (
 )
 TINY = workloads.Workload("tiny", 1, 8, 5, 7, 4, "relu", "sigmoid", True, 3)
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads() -> Iterator[None]:
+    """bench_op sets torch's thread count for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_every_workload_is_read() -> None:
@@ -52,14 +60,10 @@ def test_batch_is_scaled_to_fit(max_mb: float | None, batch: int) -> None:
 
 
 def test_quick_run_writes_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
     output = tmp_path / "made" / "op.csv"
     options = "--quick --rows 7 23 --max-mb 0.2 --seconds 0.001 --device cpu --threads 1"
     options += " --allocator system --output"
-    try:
-        assert bench_op.main([*options.split(), str(output)]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert bench_op.main([*options.split(), str(output)]) == 0
 
     assert output.read_text().splitlines()[0] == COLUMNS
     with output.open(newline="") as file:

@@ -56,6 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "csrc/core.cpp").write_text(CORE)
     (folder / "seblock_cuda/__init__.py").write_text("")
     (folder / "seblock_cuda/py.typed").touch()
+    (folder / "seblock_cuda/_core.pyi").touch()
     return folder
 
 
@@ -156,6 +157,7 @@ def test_wheel_holds_the_package_and_nothing_else(project: Path, tmp_path: Path)
     package = sorted(name for name in names if name.startswith("seblock_cuda/"))
     assert [re.sub(r"_core\..*\.so", "_core.so", name) for name in package] == [
         "seblock_cuda/__init__.py",
+        "seblock_cuda/_core.pyi",
         "seblock_cuda/_core.so",
         "seblock_cuda/libseblock_cuda.so",
         "seblock_cuda/py.typed",

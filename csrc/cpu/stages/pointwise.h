@@ -18,22 +18,14 @@ void apply_activation(Activation kind, const acc_t* z1, int64_t count, acc_t* hi
   for (int64_t i = 0; i < count; ++i) hidden[i] = activate(kind, z1[i]).value;
 }
 
-// gradient * slope; where PyTorch's derivative selects rather than multiplies, a slope of 0 stops
-// even an infinite or NaN gradient.
-template <typename acc_t>
-SEBLOCK_INLINE acc_t through_slope(acc_t gradient, acc_t slope, bool selects) {
-  return selects && slope == 0 ? acc_t(0) : gradient * slope;
-}
-
 // dz1, which comes in as dhidden; and hidden once more, for the weight gradient.
 template <typename acc_t>
 void apply_activation_slope(Activation kind, const acc_t* z1, int64_t count, acc_t* dz1,
                             acc_t* hidden) {
-  const bool selects = kind == Activation::relu || kind == Activation::hardswish;
   for (int64_t i = 0; i < count; ++i) {
     const ValueAndSlope<acc_t> h = activate(kind, z1[i]);
     hidden[i] = h.value;
-    dz1[i] = through_slope(dz1[i], h.slope, selects);
+    dz1[i] = through_slope(kind, dz1[i], h.slope);
   }
 }
 
@@ -56,9 +48,8 @@ void apply_gate(Gate kind, acc_t* gate, int64_t count) {
 // dz2, which comes in as dgate.
 template <typename acc_t>
 void apply_gate_slope(Gate kind, const acc_t* gate, int64_t count, acc_t* dz2) {
-  const bool selects = kind == Gate::hardsigmoid || kind == Gate::relu;
   for (int64_t i = 0; i < count; ++i) {
-    dz2[i] = through_slope(dz2[i], gate_slope(kind, gate[i]), selects);
+    dz2[i] = through_slope(kind, dz2[i], gate_slope(kind, gate[i]));
   }
 }
 

@@ -51,39 +51,50 @@ struct TimesGatePlusShift {
   }
 };
 
-// `count` elements of the plane of channel i. The last register may overlap the one before: it
-// writes the same values again.
-template <typename Op, typename scalar_t>
-SEBLOCK_INLINE void scale_plane(const Op& op, int64_t i, const scalar_t* from, scalar_t* to,
-                                int64_t count) {
-  using acc_t = typename Op::acc_t;
-  constexpr int64_t K = kLanes<acc_t>;
-  const typename Op::Factor factor = op.one(i);
-  if (count < K) {
-    return store_front(to, Op::apply(load_front<acc_t>(from, count, count), factor), count);
-  }
-  for (int64_t k = 0; k + K <= count; k += K) {
-    store(to + k, Op::apply(load<acc_t>(from + k), factor));
-  }
-  const int64_t last = count - K;
-  if (count % K) store(to + last, Op::apply(load<acc_t>(from + last), factor));
-}
+// Factors along a plane: one channel's. And along a row: channels i, i + 1, ...
+template <typename Op>
+struct AlongPlane {
+  typename Op::Factor factor;
 
-// `count` elements of a row, of channels i, i + 1, ...
-template <typename Op, typename scalar_t>
-SEBLOCK_INLINE void scale_row(const Op& op, int64_t i, const scalar_t* from, scalar_t* to,
-                              int64_t count) {
+  SEBLOCK_INLINE typename Op::Factor at(int64_t) const { return factor; }
+  SEBLOCK_INLINE typename Op::Factor front(int64_t) const { return factor; }
+};
+
+template <typename Op>
+struct AlongRow {
+  const Op& op;
+  int64_t i;
+
+  SEBLOCK_INLINE typename Op::Factor at(int64_t k) const { return op.lanes(i + k); }
+  SEBLOCK_INLINE typename Op::Factor front(int64_t count) const { return op.front(i, count); }
+};
+
+// Elements that may be read and written on either side of a piece: what lands there is overwritten
+// later, or is beside the buffer.
+struct Slack {
+  int64_t before, after;
+};
+
+// `count` elements of one plane or row. The last register may overlap the one before: it writes the
+// same values again. A piece shorter than a register reaches into the slack.
+template <typename Op, typename Along, typename scalar_t>
+SEBLOCK_INLINE void scale_piece(const Along& along, const scalar_t* from, scalar_t* to,
+                                int64_t count, Slack slack) {
   using acc_t = typename Op::acc_t;
   constexpr int64_t K = kLanes<acc_t>;
-  if (count < K) {
+  const auto whole = [&](int64_t k) SEBLOCK_LAMBDA {
+    store(to + k, Op::apply(load<acc_t>(from + k), along.at(k)));
+  };
+  for (int64_t k = 0; k + K <= count; k += K) whole(k);
+  if (count % K == 0) return;
+  if (slack.before + count >= K) {
+    whole(count - K);
+  } else if (slack.after + count >= K) {
+    whole(0);
+  } else {
     const Vec<acc_t> value = load_front<acc_t>(from, count, count);
-    return store_front(to, Op::apply(value, op.front(i, count)), count);
+    store_front(to, Op::apply(value, along.front(count)), count);
   }
-  for (int64_t k = 0; k + K <= count; k += K) {
-    store(to + k, Op::apply(load<acc_t>(from + k), op.lanes(i + k)));
-  }
-  const int64_t last = count - K;
-  if (count % K) store(to + last, Op::apply(load<acc_t>(from + last), op.lanes(i + last)));
 }
 
 template <typename Op, typename scalar_t>
@@ -123,34 +134,52 @@ struct Scale {
 
   // Elements [begin, end) of the whole tensor, all of sample n.
   void backwards(int64_t n, int64_t begin, int64_t end) const {
-    alignas(kCacheLine) scalar_t buffer[kBuffer];
+    if (!streamed) {
+      while (begin < end) {
+        const int64_t first = at_least(end - kBlock, begin);
+        block(n, first, end, out + first, 0);
+        end = first;
+      }
+      return;
+    }
+    alignas(kCacheLine) scalar_t room[kLine + kBuffer + kLine];
+    scalar_t* const buffer = room + kLine;
     // Blocks begin where a cache line of `out` does.
     const int64_t phase = int64_t(reinterpret_cast<uintptr_t>(out) / sizeof(scalar_t)) % kLine;
     while (begin < end) {
-      const int64_t wanted = at_least(end - (streamed ? kBuffer : kBlock), 0);
+      const int64_t wanted = at_least(end - kBuffer, 0);
       const int64_t first = at_least(ceil_div(wanted + phase, kLine) * kLine - phase, begin);
-      const bool aligned = (first + phase) % kLine == 0;
-      if (streamed && aligned) {
-        block(n, first, end, buffer);
-        stream_copy(out + first, buffer, (end - first) * int64_t(sizeof(scalar_t)));
+      block(n, first, end, buffer, kLine);
+      const int64_t bytes = (end - first) * int64_t(sizeof(scalar_t));
+      if ((first + phase) % kLine == 0) {
+        stream_copy(out + first, buffer, bytes);
       } else {
-        block(n, first, end, out + first);
+        __builtin_memcpy(out + first, buffer, bytes);
       }
       end = first;
     }
-    if (streamed) stream_fence();
+    stream_fence();
   }
 
-  // Elements [begin, end) to `to`, plane by plane or row by row.
-  void block(int64_t n, int64_t begin, int64_t end, scalar_t* to) const {
-    const int64_t size = layout == Layout::nchw ? shape.s : shape.c;
+  // Elements [begin, end) to `to`, piece by piece in ascending order; `margin` elements on either
+  // side of `to` may be overwritten.
+  void block(int64_t n, int64_t begin, int64_t end, scalar_t* to, int64_t margin) const {
+    const bool planes = layout == Layout::nchw;
+    const int64_t size = planes ? shape.s : shape.c;
+    const int64_t total = shape.n * shape.c * shape.s;
     int64_t line = begin / size;
     for (int64_t i = begin; i < end; ++line) {
-      const int64_t count = at_most((line + 1) * size, end) - i;
-      if (layout == Layout::nchw) {
-        scale_plane(op, line, in + i, to, count);
+      const int64_t offset = i - line * size;
+      const int64_t count = at_most(size - offset, end - i);
+      if (planes) {
+        // A factor for all: a piece may read the planes beside it.
+        const int64_t before = i == begin ? at_most(margin, i) : 0;
+        const Slack slack{before, at_most(margin, total - i - count)};
+        scale_piece<Op>(AlongPlane<Op>{op.one(line)}, in + i, to, count, slack);
       } else {
-        scale_row(op, n * shape.c + i - line * size, in + i, to, count);
+        const int64_t before = at_most(margin, offset);
+        const Slack slack{before, at_most(margin, size - offset - count)};
+        scale_piece<Op>(AlongRow<Op>{op, n * shape.c + offset}, in + i, to, count, slack);
       }
       i += count;
       to += count;
