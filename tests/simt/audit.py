@@ -18,7 +18,9 @@ One line per workload, layout and direction, in bfloat16 with float32 weights. T
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
@@ -56,7 +58,7 @@ class Summary:
 
 
 def summarize(launches: list[kernels.Launch]) -> Summary:
-    def total(field: str, names: list[str]) -> int:
+    def total(field: str, names: Sequence[str]) -> int:
         return sum(launch.tensors[name][field] for launch in launches for name in names)
 
     present = set(launches[0].tensors) if launches else set()
@@ -131,22 +133,34 @@ def problem_of(workload: Workload, layout: str, samples: int = 1) -> cases.Probl
     )
 
 
-def lines_of(job: tuple[Workload, str, int]) -> list[str]:
+@dataclass
+class Row:
+    """One line of the table, and what the last line sums up."""
+
+    text: str
+    as_planned: bool
+    repeated: float  # in |x|
+    efficiency: float
+    bank_conflicts: int
+
+
+def rows_of(job: tuple[Workload, str, int]) -> list[Row]:
     """The lines of the table for one workload in one layout."""
     workload, layout, samples = job
     torch.set_num_threads(1)
     problem = problem_of(workload, layout, samples)
     plan = plan_of(problem)
     module = kernels.load(build.build_kernels())
-    lines = []
+    rows = []
     for direction, summary in measure(module, problem).items():
         differs = differences(summary, getattr(plan, direction))
-        lines.append(
-            f"{plan.strategy:8} {direction:8} {layout}  {workload.name:22} "
-            + _columns(summary, problem.x, problem.reduce_weight)
-            + (" =" if not differs else f" {differs}")
+        text = (
+            f"{plan.strategy:9} {direction:9} {layout:7} {workload.name:21} "
+            f"{_columns(summary, problem.x, problem.reduce_weight)}  {differs or '='}"
         )
-    return lines
+        repeated = summary.x_repeated / problem.x.nbytes
+        rows.append(Row(text, not differs, repeated, summary.efficiency, summary.bank_conflicts))
+    return rows
 
 
 def _columns(summary: Summary, x: Tensor, weight: Tensor) -> str:
@@ -160,8 +174,8 @@ def _columns(summary: Summary, x: Tensor, weight: Tensor) -> str:
 
 
 HEADER = (
-    f"{'strategy':8} {'direction':8} {'layout'}{'workload':22} {'x reads':^21}  writes  distance  "
-    "sectors  conflicts  weights  launches plan"
+    "strategy  direction layout  workload              x reads                writes  distance"
+    "  sectors  conflicts  weights  launches  plan"
 )
 
 
@@ -179,10 +193,19 @@ def main() -> None:
         if arguments.network in (None, workload.network)
     ]
     print(f"bfloat16, float32 weights, batch {arguments.samples}, whole planes\n{HEADER}")
+    rows: list[Row] = []
     with ProcessPoolExecutor() as pool:
-        for lines in pool.map(lines_of, jobs):
-            print("\n".join(lines), flush=True)
-    print(f"{len(jobs)} workloads and layouts in {time.monotonic() - start:.0f} s")
+        for part in pool.map(rows_of, jobs):
+            print("\n".join(row.text for row in part), flush=True)
+            rows += part
+    planned = sum(row.as_planned for row in rows)
+    print(
+        f"{planned} of {len(rows)} lines as the plan states; read again in one launch: at most "
+        f"{max(row.repeated for row in rows):.3f} |x|; sector efficiency: at least "
+        f"{min(row.efficiency for row in rows):.3f}; bank conflicts: "
+        f"{sum(row.bank_conflicts for row in rows)}; {time.monotonic() - start:.0f} s"
+    )
+    sys.exit(planned != len(rows))
 
 
 if __name__ == "__main__":

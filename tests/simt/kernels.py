@@ -128,7 +128,9 @@ def run(
     )
     return Run(
         y,
-        *saved.values(),
+        saved["pooled"],
+        saved["z1"],
+        saved["gate"],
         reference.Gradients(dx, *dweights, *dbiases),
         forward_launches=forward,
         backward_launches=backward,
