@@ -59,7 +59,7 @@ sanitize: ready
 	$(RUN) -m tests.simt.sanitize
 
 bench: ready
-	$(RUN) benchmarks/bench_op.py $(ARGS)
+	$(RUN) -m benchmarks.bench_op $(ARGS)
 
 lint: ready
 	$(RUN) -m ruff check .

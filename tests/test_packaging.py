@@ -154,8 +154,8 @@ def test_wheel_holds_the_package_and_nothing_else(project: Path, tmp_path: Path)
     (wheel,) = tmp_path.glob("*.whl")
     assert not wheel.name.endswith("-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    package = sorted(name for name in names if name.startswith("seblock_cuda/"))
-    assert [re.sub(r"_core\..*\.so", "_core.so", name) for name in package] == [
+    package = [name for name in names if name.startswith("seblock_cuda/")]
+    assert sorted(re.sub(r"_core\..*\.so", "_core.so", name) for name in package) == [
         "seblock_cuda/__init__.py",
         "seblock_cuda/_core.pyi",
         "seblock_cuda/_core.so",
