@@ -10,11 +10,13 @@ RUN := $(VENV)/bin/python
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format build compile-check sass wheel two-torch clean
+.PHONY: help demo test audit sanitize bench lint format build compile-check sass wheel two-torch clean
 
 help:
 	@echo "make demo           train the small SE network, fused and plain, and compare"
 	@echo "make test           run the tests"
+	@echo "make audit          the bytes that each CUDA kernel moves, counted without a GPU"
+	@echo "make sanitize       the CUDA kernels under AddressSanitizer, without a GPU"
 	@echo "make bench          time the layer against plain PyTorch"
 	@echo "make lint           ruff, mypy, clang-format; 'make format' repairs what can be repaired"
 	@echo "make build          compile in place (what the targets above do first)"
@@ -49,6 +51,12 @@ demo: ready
 
 test: ready
 	$(RUN) -m pytest $(ARGS)
+
+audit: ready
+	$(RUN) -m tests.simt.audit $(ARGS)
+
+sanitize: ready
+	$(RUN) -m tests.simt.sanitize
 
 bench: ready
 	$(RUN) -m benchmarks.bench_op $(ARGS)

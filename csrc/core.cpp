@@ -60,8 +60,11 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The plan of a CUDA run and what the library was built with.";
 
   py::class_<Traffic>(m, "Traffic",
-                      "Bytes that one direction moves if no repeated read hits a cache.")
-      .def_readonly("read", &Traffic::read)
+                      "Bytes that one direction moves through global memory: see csrc/plan.h.")
+      .def_readonly("x", &Traffic::x)
+      .def_readonly("weights", &Traffic::weights)
+      .def_readonly("small", &Traffic::small)
+      .def_property_readonly("read", &Traffic::read)
       .def_readonly("written", &Traffic::written)
       .def_readonly("launches", &Traffic::launches);
 

@@ -65,13 +65,20 @@ SePlan plan(const Problem& problem, bool aligned) {
 
   out.forward_workspace_bytes = partial;
   out.backward_workspace_bytes = partial + 2 * per_channel + per_hidden;  // + dz2, shift and dz1
-  // The small tensors are counted once each; weights are re-read per group of samples, from L2.
-  out.forward.read = 2 * x + partial + weights + per_hidden + per_channel;
-  out.forward.written = x + partial + 2 * per_channel + per_hidden;
-  out.forward.launches = 4;
-  out.backward.read = 3 * x + partial + weights + 5 * per_channel + 4 * per_hidden;
-  out.backward.written = x + partial + weights + 2 * per_channel + per_hidden;
-  out.backward.launches = 5;
+
+  const int64_t groups = ceil_div(shape.n, kSamples);
+  out.forward.x = 2 * x;  // squeeze, scale
+  out.forward.weights = groups * weights;
+  out.forward.small = partial + per_hidden + per_channel;            // z1, gate
+  out.forward.written = x + partial + 2 * per_channel + per_hidden;  // y, pooled, gate, z1
+  out.forward.launches = shape.n ? 4 : 0;
+  out.backward.x = 3 * x;  // squeeze of dy * x, scale of dy
+  out.backward.weights = groups * weights;
+  out.backward.small =
+      partial + 5 * per_channel + 4 * per_hidden;  // gate, shift, dz2, pooled; z1, dz1: twice
+  out.backward.written = x + partial + 2 * per_channel + per_hidden  // dx, dz2, shift, dz1
+                         + weights;
+  out.backward.launches = shape.n ? 5 : 1;  // without samples: zeros for the weight gradients
   return out;
 }
 
@@ -81,10 +88,10 @@ std::string to_string(const SePlan& plan) {
        << "  access       " << plan.vec << " element(s) of x at a time\n"
        << "  squeeze      " << plan.lanes << " threads per sum, " << plan.splits
        << " block(s) per sum\n"
-       << "  forward      " << plan.forward.launches << " launches, reads " << plan.forward.read
+       << "  forward      " << plan.forward.launches << " launches, reads " << plan.forward.read()
        << " bytes, writes " << plan.forward.written << ", workspace "
        << plan.forward_workspace_bytes << "\n"
-       << "  backward     " << plan.backward.launches << " launches, reads " << plan.backward.read
+       << "  backward     " << plan.backward.launches << " launches, reads " << plan.backward.read()
        << " bytes, writes " << plan.backward.written << ", workspace "
        << plan.backward_workspace_bytes;
   return text.str();

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 
 import pytest
@@ -22,14 +21,10 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def simt() -> ModuleType:
     """The CUDA kernels' own source, compiled for the SIMT harness."""
-    from tests.simt import build
+    from tests.simt import build, kernels
 
     try:
         path = build.build_kernels()
     except build.MissingTool as reason:
         pytest.skip(str(reason))
-    spec = importlib.util.spec_from_file_location("simt_kernels", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return kernels.load(path)

@@ -25,12 +25,21 @@ def test_every_workload(workload: cases.Workload, layout: str, dtype: str) -> No
     assert 1 <= chosen.splits <= s
     x = 128 * workload.channels * s * size
     weights = 2 * workload.channels * workload.reduced * size
-    # two reads of x forward, three backward (dy twice), one write; the weights; the rest is small
-    assert 2 * x <= chosen.forward.read and chosen.forward.written >= x
-    assert 3 * x <= chosen.backward.read and chosen.backward.written >= x + weights
-    if x > 2**26:
-        assert chosen.forward.read + chosen.forward.written < 3.2 * x + weights
-        assert chosen.backward.read + chosen.backward.written < 4.4 * x + 2 * weights
+    forward, backward = chosen.forward, chosen.backward
+    assert (forward.x, backward.x) == (2 * x, 3 * x)  # backward: dy twice
+    assert forward.weights == backward.weights == 128 // 8 * weights  # per group of samples
+    assert forward.read == forward.x + forward.weights + forward.small
+    assert forward.written >= x and backward.written >= x + weights
+    if x > 2**26:  # the rest is small
+        assert forward.small + forward.written < 1.2 * x
+        assert backward.small + backward.written < 1.4 * x + weights
+
+
+def test_without_samples_only_the_weight_gradients_are_written() -> None:
+    chosen = _core.plan(0, 8, 16, 2, "float32", "nchw", "float32", True)
+    assert (chosen.forward.launches, chosen.backward.launches) == (0, 1)
+    assert chosen.forward.read == chosen.forward.written == chosen.backward.read == 0
+    assert chosen.backward.written == 2 * 8 * 2 * 4
 
 
 def test_only_workspace_and_traffic_depend_on_the_batch() -> None:

@@ -13,6 +13,7 @@ Run = Callable[[str], subprocess.CompletedProcess[str]]
 
 # Kernels that are right, and checks that the case makes itself.
 SOUND = ["sum", "same-bits", "seeds", "partial-warps", "poison", "pipeline", "recovery"]
+SOUND += ["traffic", "bank-conflicts"]
 
 # Kernels that are wrong: the report names kernel, block, thread and what each waits for.
 REPORTS = {
@@ -32,6 +33,19 @@ REPORTS = {
     "stack-overflow": "recurses: block 0: thread 3: stack overflow",
     "missing-barrier": "ok",
     "misuse": "simt: called outside the body of a launch",
+    "read-beyond": "kernel: block 0: thread 63: reads 4 bytes outside every tensor: at byte 252 "
+    "of x (252 bytes)",
+    "write-input": "kernel: block 0: thread 0: writes 4 bytes at byte 0 of x, an input",
+    "unwritten": "kernel: block 0: thread 40: reads 4 bytes at byte 160 of y, which nobody has "
+    "written",
+    "misaligned": "kernel: block 0: thread 0: reads 8 bytes at byte 4 of x: misaligned",
+    "shared-race": "kernel: block 0: thread 48: reads 4 bytes at byte 0 of shared memory, which "
+    "thread 0 wrote since the last barrier",
+    "shared-ordered": "no error",
+    "shared-beyond": "kernel: block 0: thread 0: writes 4 bytes at byte 64 of shared memory, "
+    "which has 64 bytes",
+    "shared-unwritten": "kernel: block 0: thread 0: reads 4 bytes at byte 12 of shared memory, "
+    "which nobody has written",
 }
 
 # What only AddressSanitizer sees, and how it calls it.

@@ -38,6 +38,7 @@ Block::Block(unsigned index, const Launch& launch, void (*thread_main)(void*))
   // and pointers that outlive it.
   shared = ::operator new(launch.shared_bytes, std::align_val_t{kSharedAlignment});
   std::memset(shared, 0xff, launch.shared_bytes);
+  if (recording()) trace = std::make_unique<BlockTrace>(*recording(), launch, shared);
 }
 
 Block::~Block() {

@@ -9,6 +9,7 @@
 
 #include "fiber.h"
 #include "simt.h"
+#include "trace.h"
 
 namespace simt {
 
@@ -53,6 +54,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   void* shared;
+  std::unique_ptr<BlockTrace> trace;  // null while nothing is recorded
 };
 
 // "thread 0 waits at sync_threads (and 31 more), thread 32 has exited"

@@ -18,13 +18,18 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = ROOT / "tests" / "simt"
-HARNESS = ["tests/simt/fiber.cpp", "tests/simt/block.cpp", "tests/simt/simt.cpp"]
-SELFTEST = ["tests/simt/selftest.cpp", "tests/simt/selftest_faults.cpp", *HARNESS]
+HARNESS = [f"tests/simt/{name}.cpp" for name in ("fiber", "block", "simt", "trace", "memory")]
+SELFTEST = [
+    "tests/simt/selftest.cpp",
+    "tests/simt/selftest_faults.cpp",
+    "tests/simt/selftest_memory.cpp",
+    *HARNESS,
+]
 KERNELS = [
     "tests/simt/module.cpp",
     "csrc/plan.cpp",
@@ -79,6 +84,15 @@ def _compiler() -> str:
     return command
 
 
+def runtime_library(name: str) -> str:
+    """The path of a library that comes with the compiler, for LD_PRELOAD."""
+    command = [*shlex.split(_compiler()), f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not os.path.isabs(path):
+        raise MissingTool(f"the compiler has no {name}")
+    return path
+
+
 def _ninja() -> str:
     scripts = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
     found = shutil.which("ninja", path=os.pathsep.join((*scripts, os.environ.get("PATH", ""))))
@@ -88,7 +102,12 @@ def _ninja() -> str:
 
 
 def _build(
-    target: str, sources: list[str], flags: list[str], link: list[str], variant: str
+    target: str,
+    sources: list[str],
+    flags: list[str],
+    link: list[str],
+    variant: str,
+    extra_objects: Iterable[Path] = (),
 ) -> Path:
     """Compiles and links `target`; ninja decides what is out of date, headers included."""
     folder = ROOT / "build" / "simt" / variant / Path(target).name.split(".")[0]
@@ -97,7 +116,8 @@ def _build(
     for source, output in zip(sources, objects):
         lines += [f"build {output}: compile {str(ROOT / source).replace(' ', '$ ')}"]
         lines += [f"  flags = {shlex.join(flags)}"]
-    lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {shlex.join(flags + link)}"]
+    inputs = " ".join([*objects, *(str(path).replace(" ", "$ ") for path in extra_objects)])
+    lines += [f"build {target}: link {inputs}", f"  flags = {shlex.join(flags + link)}"]
     ninja = _ninja()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # one build at a time in a folder
@@ -128,16 +148,51 @@ def build_selftest(sanitize: str | None = None) -> Path:
 
 def build_kernels(sanitize: str | None = None) -> Path:
     """The Python module `simt_kernels`. Sanitized, it loads only under LD_PRELOAD=libasan.so."""
+    flags, variant = _variant(sanitize)
+    flags += _kernel_flags(ROOT / "csrc/cuda")
+    return _build(_module_name(), KERNELS, flags, ["-shared"], variant)
+
+
+def build_variant(
+    name: str,
+    cuda: Path,
+    changed: str | None = None,
+    base: Path | None = None,
+    sanitize: str | None = None,
+) -> Path:
+    """The module from the launchers and kernels in the folder `cuda`, barely optimised.
+
+    With `base`, another such module, only the launcher `changed` is compiled; the other objects are
+    those of `base`.
+    """
+    checks = _variant(sanitize)[0] if sanitize else [*FLAGS, "-O1"]
+    flags = [*checks, *_kernel_flags(cuda)]
+    sources = [
+        str(cuda / Path(source).name) if "/cuda/" in source else source for source in KERNELS
+    ]
+    objects: list[Path] = []
+    if base is not None:
+        objects = [
+            base.parent / f"{Path(source).name}.o"
+            for source in sources
+            if Path(source).name != changed
+        ]
+        sources = [source for source in sources if Path(source).name == changed]
+    return _build(_module_name(), sources, flags, ["-shared"], name, objects)
+
+
+def _kernel_flags(cuda: Path) -> list[str]:
     import pybind11
 
-    flags, variant = _variant(sanitize)
-    folders = [ROOT / "csrc", ROOT / "csrc/cuda", ROOT / "csrc/cuda/device", SIMT]
-    cuda = cuda_include()
-    system = [Path(pybind11.get_include()), Path(sysconfig.get_path("include")), cuda]
-    flags += ["-DSEBLOCK_SIMT=1", "-Wno-unknown-pragmas", *(f"-I{folder}" for folder in folders)]
-    flags += [word for path in (*system, cuda / "cccl") for word in ("-isystem", str(path))]
-    target = f"simt_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-    return _build(target, KERNELS, flags, ["-shared"], variant)
+    folders = [cuda, cuda / "device", ROOT / "csrc", SIMT]
+    toolkit = cuda_include()
+    system = [pybind11.get_include(), sysconfig.get_path("include"), toolkit, toolkit / "cccl"]
+    flags = ["-DSEBLOCK_SIMT=1", "-Wno-unknown-pragmas", *(f"-I{folder}" for folder in folders)]
+    return [*flags, *(word for path in system for word in ("-isystem", str(path)))]
+
+
+def _module_name() -> str:
+    return f"simt_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 if __name__ == "__main__":

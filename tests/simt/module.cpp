@@ -3,9 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "launch.h"
+#include "memory.h"
 #include "plan.h"
 #include "simt.h"
 
@@ -61,11 +67,50 @@ void backward(const Problem& problem, const Addresses& t) {
   cuda::backward(params, plan(problem, aligned({t[2], t[3], t[7]})), nullptr);
 }
 
+using TensorTuple = std::tuple<std::string, uintptr_t, size_t, unsigned, bool>;
+
+void start_recording(const std::vector<TensorTuple>& tuples) {
+  std::vector<simt::Tensor> tensors;
+  for (const auto& [name, address, bytes, element, output] : tuples) {
+    tensors.push_back({name, address, bytes, element, output});
+  }
+  simt::start_recording(tensors);
+}
+
+py::dict traffic_dict(const simt::TensorTraffic& traffic) {
+  py::dict out;
+  out["first_read"] = traffic.first_read;
+  out["read_again"] = traffic.read_again;
+  out["read_repeatedly"] = traffic.read_repeatedly;
+  out["written"] = traffic.written;
+  out["largest_distance"] = traffic.largest_distance;
+  out["sectors"] = traffic.sectors;
+  out["least_sectors"] = traffic.least_sectors;
+  return out;
+}
+
+py::list stop_recording() {
+  py::list launches;
+  for (const simt::LaunchTraffic& launch : simt::stop_recording()) {
+    py::list tensors;
+    for (const simt::TensorTraffic& traffic : launch.tensors) tensors.append(traffic_dict(traffic));
+    py::dict out;
+    out["kernel"] = launch.kernel;
+    out["blocks"] = launch.blocks;
+    out["tensors"] = tensors;
+    out["shared_requests"] = launch.shared.requests;
+    out["bank_conflicts"] = launch.shared.conflicts;
+    launches.append(out);
+  }
+  return launches;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(simt_kernels, m) {
   m.doc() = "The CUDA kernels' own source on the CPU.";
-  py::class_<Problem>(m, "Problem").def(py::init(&problem_of));
+  // Local to this module: tests load it more than once, built from different kernels.
+  py::class_<Problem>(m, "Problem", py::module_local()).def(py::init(&problem_of));
   m.def("workspace_bytes", [](const Problem& problem) {
     const SePlan chosen = plan(problem, true);
     const SePlan scalar = plan(problem, false);
@@ -75,6 +120,9 @@ PYBIND11_MODULE(simt_kernels, m) {
   });
   m.def("forward", &forward);
   m.def("backward", &backward);
+  m.def("start_recording", &start_recording,
+        "Tensors: (name, address, bytes, bytes per element, whether it is an output).");
+  m.def("stop_recording", &stop_recording, "A dict per launch: see tests/simt/memory.h.");
   m.def(
       "set_schedule",
       [](unsigned resident, uint64_t seed) {

@@ -185,6 +185,7 @@ Cases sound_cases() {
 int main(int count, char** arguments) {
   selftest::Cases cases = selftest::sound_cases();
   cases.merge(selftest::faulty_cases());
+  cases.merge(selftest::memory_cases());
   if (count != 2) {
     for (const auto& [name, body] : cases) std::puts(name.c_str());
     return 2;

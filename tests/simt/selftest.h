@@ -14,6 +14,7 @@ namespace selftest {
 using Cases = std::map<std::string, std::function<std::string()>>;
 
 Cases sound_cases();   // selftest.cpp: kernels that are right
+Cases memory_cases();  // selftest_memory.cpp: what is counted and refused
 Cases faulty_cases();  // selftest_faults.cpp: kernels that are wrong on purpose
 
 inline void expect(bool condition, const std::string& what) {

@@ -71,6 +71,7 @@ Grid& grid() {
 Grid::Grid(const Launch& launch, const std::function<void()>& body)
     : launch_(launch), body_(body), schedule_(schedule()), random_(schedule_.seed) {
   running = this;
+  if (recording()) recording()->start_launch(launch);
 }
 
 Grid::~Grid() { running = nullptr; }
@@ -190,6 +191,11 @@ void Grid::meet(Group& group, At place) {
     }
     for (Thread* thread = first; thread != first + group.size; thread++) thread->at = At::ready;
     group.arrived = 0;
+    if (BlockTrace* trace = self.block->trace.get()) {
+      place == At::sync_threads
+          ? trace->threads_met()
+          : trace->warp_met(group.first / kWarpThreads, place == At::sync_warp);
+    }
   }
   suspend();
 }
@@ -263,6 +269,18 @@ void sync_warp() { grid().meet(current_warp().group, At::sync_warp); }
 void spin() {
   grid().current().at = At::spin;
   grid().suspend();
+}
+
+void global_access(const void* address, size_t bytes, Access access) {
+  const Thread& thread = grid().current();
+  BlockTrace* trace = thread.block->trace.get();
+  if (trace) trace->global(thread.index, address, bytes, access, __builtin_return_address(0));
+}
+
+void shared_access(const void* address, size_t bytes, Access access) {
+  const Thread& thread = grid().current();
+  BlockTrace* trace = thread.block->trace.get();
+  if (trace) trace->shared(thread.index, address, bytes, access, __builtin_return_address(0));
 }
 
 namespace detail {

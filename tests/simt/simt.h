@@ -49,6 +49,13 @@ void launch(const Launch& launch, const std::function<void()>& body);
 
 // The rest is for the body of a launch.
 
+// Reports an access that is about to happen, for the recording (memory.h); nothing without one.
+// The call site tells one request of a warp from another: inline what lies between it and the
+// kernel.
+enum class Access { read, write };
+void global_access(const void* address, size_t bytes, Access access);
+void shared_access(const void* address, size_t bytes, Access access);
+
 unsigned thread_index();
 unsigned block_index();
 unsigned block_threads();

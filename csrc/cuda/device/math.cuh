@@ -15,9 +15,9 @@ struct DivMod {
   int64_t remainder;
 };
 
-// Division by a number known at launch, for any 64-bit value: one multiplication by 2^64 / divisor gives the
-// quotient or one less. The hardware has no integer division: `/` on 64 bits is a subroutine call, which also
-// makes the compiler spill registers around it.
+// Division by a number known at launch, for any 64-bit value: one multiplication by 2^64 / divisor
+// gives the quotient or one less. The hardware has no integer division: `/` on 64 bits is a
+// subroutine call, which also makes the compiler spill registers around it.
 class Divisor {
  public:
   explicit Divisor(int64_t divisor)
@@ -47,10 +47,10 @@ SEBLOCK_DEVICE T group_sum(T value, int lanes) {
   return value;
 }
 
-// Sum over the block. Every thread must call; thread 0 gets the sum. `scratch` holds one T per warp and
-// may be reused after the next sync_threads().
+// Sum over the block. Every thread must call; thread 0 gets the sum. `scratch` holds one T per warp
+// and may be reused after the next sync_threads().
 template <typename T>
-SEBLOCK_DEVICE T block_sum(T value, T* scratch) {
+SEBLOCK_DEVICE T block_sum(T value, Shared<T> scratch) {
   value = group_sum(value, kWarp);
   if (thread_index() % kWarp == 0) scratch[thread_index() / kWarp] = value;
   sync_threads();

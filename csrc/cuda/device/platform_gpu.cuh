@@ -27,19 +27,33 @@ SEBLOCK_DEVICE T shuffle_xor(T value, int lane_mask) {
 // The upper half of a 128-bit product.
 SEBLOCK_DEVICE uint64_t multiply_high(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 
-SEBLOCK_DEVICE void* shared_memory() {
+// For the SIMT harness, which hears of every access before it happens.
+template <typename T>
+SEBLOCK_DEVICE void before_load(const T*) {}
+template <typename T>
+SEBLOCK_DEVICE void before_store(const T*) {}
+
+template <typename T>
+using Shared = T*;
+
+// The dynamic shared memory of the block.
+template <typename T>
+SEBLOCK_DEVICE Shared<T> shared_memory() {
   extern __shared__ __align__(16) unsigned char bytes[];
-  return bytes;
+  return reinterpret_cast<T*>(bytes);
 }
 
 // Launches kernel(params) on `stream` and raises if the launch was refused.
 template <typename Params>
-void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes, void* stream,
-            const Params& params) {
-  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": the grid has more than 2^31 - 1 blocks");
-  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
+            void* stream, const Params& params) {
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string(name) + ": the grid has more than 2^31 - 1 blocks");
+  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, shared_bytes,
+           static_cast<cudaStream_t>(stream)>>>(params);
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
 }
 
 }  // namespace seblock::cuda

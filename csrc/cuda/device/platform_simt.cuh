@@ -7,7 +7,7 @@
 #include "simt.h"
 
 #define SEBLOCK_KERNEL void
-#define SEBLOCK_DEVICE inline
+#define SEBLOCK_DEVICE inline __attribute__((always_inline))
 
 namespace seblock::cuda {
 
@@ -26,13 +26,57 @@ inline uint64_t multiply_high(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<uint128>(a) * b >> 64);
 }
 
-inline void* shared_memory() { return simt::shared_memory(); }
+// The harness hears of every access before it happens: see tests/simt/memory.h.
+template <typename T>
+SEBLOCK_DEVICE void before_load(const T* address) {
+  simt::global_access(address, sizeof(T), simt::Access::read);
+}
+template <typename T>
+SEBLOCK_DEVICE void before_store(const T* address) {
+  simt::global_access(address, sizeof(T), simt::Access::write);
+}
+
+// Shared memory as an array of T, like a T*.
+template <typename T>
+class Shared {
+ public:
+  class Element {
+   public:
+    SEBLOCK_DEVICE explicit Element(T* address) : address_(address) {}
+    SEBLOCK_DEVICE operator T() const {
+      simt::shared_access(address_, sizeof(T), simt::Access::read);
+      return *address_;
+    }
+    SEBLOCK_DEVICE void operator=(T value) {
+      simt::shared_access(address_, sizeof(T), simt::Access::write);
+      *address_ = value;
+    }
+    void operator=(const Element&) = delete;
+    SEBLOCK_DEVICE void operator+=(T value) { *this = static_cast<T>(*this) + value; }
+
+   private:
+    T* address_;
+  };
+
+  explicit Shared(T* address) : address_(address) {}
+  SEBLOCK_DEVICE Element operator[](int64_t i) const { return Element(address_ + i); }
+  SEBLOCK_DEVICE Shared operator+(int64_t i) const { return Shared(address_ + i); }
+
+ private:
+  T* address_;
+};
+
+template <typename T>
+SEBLOCK_DEVICE Shared<T> shared_memory() {
+  return Shared<T>(static_cast<T*>(simt::shared_memory()));
+}
 
 template <typename Params>
-void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes, void* /*stream*/,
-            const Params& params) {
-  simt::launch({name, static_cast<unsigned>(blocks), static_cast<unsigned>(kBlockThreads), shared_bytes},
-               [&] { kernel(params); });
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
+            void* /*stream*/, const Params& params) {
+  simt::launch(
+      {name, static_cast<unsigned>(blocks), static_cast<unsigned>(kBlockThreads), shared_bytes},
+      [&] { kernel(params); });
 }
 
 }  // namespace seblock::cuda

@@ -29,13 +29,16 @@ using acc_of = typename Accumulate<scalar_t>::type;
 
 template <typename acc_t, typename scalar_t, int kVec>
 SEBLOCK_DEVICE void load(const scalar_t* address, acc_t (&out)[kVec]) {
-  const auto vec = *reinterpret_cast<const Vec<scalar_t, kVec>*>(address);
+  const auto* from = reinterpret_cast<const Vec<scalar_t, kVec>*>(address);
+  before_load(from);
+  const auto vec = *from;
 #pragma unroll
   for (int e = 0; e < kVec; ++e) out[e] = static_cast<acc_t>(vec.value[e]);
 }
 
 template <typename acc_t, typename scalar_t>
 SEBLOCK_DEVICE acc_t load(const scalar_t* address) {
+  before_load(address);
   return static_cast<acc_t>(*address);
 }
 
@@ -44,11 +47,14 @@ SEBLOCK_DEVICE void store(scalar_t* address, const acc_t (&in)[kVec]) {
   Vec<scalar_t, kVec> vec;
 #pragma unroll
   for (int e = 0; e < kVec; ++e) vec.value[e] = static_cast<scalar_t>(in[e]);
-  *reinterpret_cast<Vec<scalar_t, kVec>*>(address) = vec;
+  auto* to = reinterpret_cast<Vec<scalar_t, kVec>*>(address);
+  before_store(to);
+  *to = vec;
 }
 
 template <typename scalar_t, typename acc_t>
 SEBLOCK_DEVICE void store(scalar_t* address, acc_t value) {
+  before_store(address);
   *address = static_cast<scalar_t>(value);
 }
 

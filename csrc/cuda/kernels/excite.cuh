@@ -5,8 +5,9 @@
 //   backward  dz1    [N, R] = (dz2 W2) * act'           project_columns   W2 [C, R] by columns
 //             shift  [N, C] = (dz1 W1) / S              project_columns   W1 [R, C] by columns
 //
-// Both walk the weights as PyTorch stores them, coalesced; a block serves kSamples samples, so weights are read
-// once per kSamples samples. A Stage says what goes in, what is worth keeping of it, and what comes out.
+// Both walk the weights as PyTorch stores them, coalesced; a block serves kSamples samples, so
+// weights are read once per kSamples samples. A Stage says what goes in, what is worth keeping of
+// it, and what comes out.
 #pragma once
 
 #include "activation.h"
@@ -15,10 +16,9 @@
 
 namespace seblock::cuda {
 
-constexpr int kSamples = 8;                       // samples per block
-constexpr int kWarps = kBlockThreads / kWarp;     // 8
-constexpr int kRowsPerWarp = 2;                   // rows of W a warp takes at once in project_rows
-constexpr int kChunk = kBlockThreads;             // inputs per sample held in shared memory at a time
+constexpr int kWarps = kBlockThreads / kWarp;  // 8
+constexpr int kRowsPerWarp = 2;                // rows of W a warp takes at once in project_rows
+constexpr int kChunk = kBlockThreads;          // inputs per sample held in shared memory at a time
 
 // Sum of the squeeze's parts, in order: partial [splits, N, C] -> element `index` of [N, C].
 template <typename acc_t>
@@ -50,7 +50,9 @@ struct ReduceStage {  // pooled -> z1
     const Shape& shape = problem.shape;
     return sum_of_parts(partial, splits, n * shape.c + i, shape.n * shape.c) / positions;
   }
-  SEBLOCK_DEVICE void keep(int64_t n, int64_t i, acc_t value) const { store(pooled + n * width() + i, value); }
+  SEBLOCK_DEVICE void keep(int64_t n, int64_t i, acc_t value) const {
+    store(pooled + n * width() + i, value);
+  }
   SEBLOCK_DEVICE void output(int64_t n, int64_t o, acc_t sum) const {
     store(z1 + n * height() + o, bias ? sum + load<acc_t>(bias + o) : sum);
   }
@@ -100,7 +102,9 @@ struct ExpandGradientStage {  // dgate -> dz2 -> dz1
     const acc_t dgate = sum_of_parts(partial, splits, index, problem.shape.n * width());
     return through_slope(problem.gate, dgate, gate_slope(problem.gate, load<acc_t>(gate + index)));
   }
-  SEBLOCK_DEVICE void keep(int64_t n, int64_t i, acc_t value) const { store(dz2 + n * width() + i, value); }
+  SEBLOCK_DEVICE void keep(int64_t n, int64_t i, acc_t value) const {
+    store(dz2 + n * width() + i, value);
+  }
   SEBLOCK_DEVICE void output(int64_t n, int64_t o, acc_t dhidden) const {
     const int64_t index = n * height() + o;
     const acc_t slope = activate(problem.activation, load<acc_t>(z1 + index)).slope;
@@ -121,7 +125,9 @@ struct ReduceGradientStage {  // dz1 -> shift = dpooled / S
 
   SEBLOCK_HOST_DEVICE int64_t width() const { return problem.shape.r; }
   SEBLOCK_HOST_DEVICE int64_t height() const { return problem.shape.c; }
-  SEBLOCK_DEVICE acc_t input(int64_t n, int64_t i) const { return load<acc_t>(dz1 + n * width() + i); }
+  SEBLOCK_DEVICE acc_t input(int64_t n, int64_t i) const {
+    return load<acc_t>(dz1 + n * width() + i);
+  }
   SEBLOCK_DEVICE void keep(int64_t, int64_t, acc_t) const {}
   SEBLOCK_DEVICE void output(int64_t n, int64_t o, acc_t dpooled) const {
     store(shift + n * height() + o, dpooled / positions);
@@ -130,11 +136,11 @@ struct ReduceGradientStage {  // dz1 -> shift = dpooled / S
 
 // ---- Kernels ----
 
-// Fills inputs [kSamples, kChunk] with inputs `begin`.. of samples `sample`.., zeros beyond the edges.
-// One block per group of samples keeps what the stage wants kept. Ends with a barrier.
+// Fills inputs [kSamples, kChunk] with inputs `begin`.. of samples `sample`.., zeros beyond the
+// edges. One block per group of samples keeps what the stage wants kept. Ends with a barrier.
 template <typename Stage>
 SEBLOCK_DEVICE void stage_inputs(const Stage& stage, int64_t sample, int64_t begin, bool keeper,
-                                 typename Stage::acc_t* inputs) {
+                                 Shared<typename Stage::acc_t> inputs) {
   const int64_t i = begin + thread_index();
   for (int g = 0; g < kSamples; ++g) {
     typename Stage::acc_t value = 0;
@@ -147,8 +153,9 @@ SEBLOCK_DEVICE void stage_inputs(const Stage& stage, int64_t sample, int64_t beg
   sync_threads();
 }
 
-// out[n, o] = sum_i in[n, i] W[o, i]. Block = (kSamples samples, 16 rows of W); a warp takes 2 rows, its lanes
-// stride along them. Reads W once per kSamples samples, the inputs once per 16 rows.
+// out[n, o] = sum_i in[n, i] W[o, i]. Block = (kSamples samples, 16 rows of W); a warp takes 2
+// rows, its lanes stride along them. Reads W once per kSamples samples, the inputs once per 16
+// rows.
 template <typename Stage>
 SEBLOCK_KERNEL project_rows_kernel(Stage stage) {
   using acc_t = typename Stage::acc_t;
@@ -158,7 +165,7 @@ SEBLOCK_KERNEL project_rows_kernel(Stage stage) {
   const int64_t sample = int64_t{block_index() / tiles} * kSamples;
   const int lane = thread_index() % kWarp;
   const int64_t row = int64_t{tile} * kRows + thread_index() / kWarp * kRowsPerWarp;
-  auto* inputs = static_cast<acc_t*>(shared_memory());  // [kSamples, kChunk]
+  const auto inputs = shared_memory<acc_t>();  // [kSamples, kChunk]
 
   // 1. Each lane's part of the dot products.
   acc_t sum[kRowsPerWarp][kSamples] = {};
@@ -188,8 +195,8 @@ SEBLOCK_KERNEL project_rows_kernel(Stage stage) {
   }
 }
 
-// out[n, o] = sum_i in[n, i] W[i, o]. Block = (kSamples samples, 32 columns of W); lanes stand side by side on
-// the columns, the 8 warps take every eighth row. Reads W once per kSamples samples.
+// out[n, o] = sum_i in[n, i] W[i, o]. Block = (kSamples samples, 32 columns of W); lanes stand side
+// by side on the columns, the 8 warps take every eighth row. Reads W once per kSamples samples.
 template <typename Stage>
 SEBLOCK_KERNEL project_columns_kernel(Stage stage) {
   using acc_t = typename Stage::acc_t;
@@ -199,7 +206,7 @@ SEBLOCK_KERNEL project_columns_kernel(Stage stage) {
   const int lane = thread_index() % kWarp;
   const int warp = thread_index() / kWarp;
   const int64_t column = int64_t{tile} * kWarp + lane;
-  auto* inputs = static_cast<acc_t*>(shared_memory());  // [kSamples, kChunk]
+  const auto inputs = shared_memory<acc_t>();  // [kSamples, kChunk]
 
   // 1. Each warp's part of the sums.
   acc_t sum[kSamples] = {};
@@ -213,15 +220,18 @@ SEBLOCK_KERNEL project_columns_kernel(Stage stage) {
       for (int g = 0; g < kSamples; ++g) sum[g] += w * inputs[g * kChunk + i];
     }
   }
-  // 2. Add up the warps in order; the inputs' shared memory becomes [kWarps, kSamples, 32]. Warp g writes sample g.
-  static_assert(kWarps == kSamples && kWarps * kWarp == kChunk, "the parts fill the inputs' shared memory");
+  // 2. Add up the warps in order; the inputs' shared memory becomes [kWarps, kSamples, 32]. Warp g
+  // writes sample g.
+  static_assert(kWarps == kSamples && kWarps * kWarp == kChunk,
+                "the parts fill the inputs' shared memory");
   sync_threads();
 #pragma unroll
   for (int g = 0; g < kSamples; ++g) inputs[(warp * kSamples + g) * kWarp + lane] = sum[g];
   sync_threads();
   if (sample + warp < stage.problem.shape.n && column < stage.height()) {
     acc_t dot = 0;
-    for (int part = 0; part < kWarps; ++part) dot += inputs[(part * kSamples + warp) * kWarp + lane];
+    for (int part = 0; part < kWarps; ++part)
+      dot += inputs[(part * kSamples + warp) * kWarp + lane];
     stage.output(sample + warp, column, dot);
   }
 }
@@ -233,14 +243,18 @@ constexpr size_t kExciteSharedBytes = kSamples * kChunk * sizeof(typename Stage:
 
 template <typename Stage>
 void launch_project_rows(const Stage& stage, void* stream) {
-  const int64_t blocks = ceil_div(stage.height(), kWarps * kRowsPerWarp) * ceil_div(stage.problem.shape.n, kSamples);
-  launch(Stage::kName, project_rows_kernel<Stage>, blocks, kExciteSharedBytes<Stage>, stream, stage);
+  const int64_t blocks =
+      ceil_div(stage.height(), kWarps * kRowsPerWarp) * ceil_div(stage.problem.shape.n, kSamples);
+  launch(Stage::kName, project_rows_kernel<Stage>, blocks, kExciteSharedBytes<Stage>, stream,
+         stage);
 }
 
 template <typename Stage>
 void launch_project_columns(const Stage& stage, void* stream) {
-  const int64_t blocks = ceil_div(stage.height(), kWarp) * ceil_div(stage.problem.shape.n, kSamples);
-  launch(Stage::kName, project_columns_kernel<Stage>, blocks, kExciteSharedBytes<Stage>, stream, stage);
+  const int64_t blocks =
+      ceil_div(stage.height(), kWarp) * ceil_div(stage.problem.shape.n, kSamples);
+  launch(Stage::kName, project_columns_kernel<Stage>, blocks, kExciteSharedBytes<Stage>, stream,
+         stage);
 }
 
 }  // namespace seblock::cuda

@@ -1,4 +1,5 @@
-// Scale: y = x * gate (forward), dx = dy * gate + shift (backward), gate and shift [N, C] over space.
+// Scale: y = x * gate (forward), dx = dy * gate + shift (backward), gate and shift [N, C] over
+// space.
 #pragma once
 
 #include "device/math.cuh"
@@ -14,7 +15,9 @@ struct Gated {  // y = x * gate
   const scalar_t* in;  // x, [N, C, S] or [N, S, C]
   const acc_t* gate;   // [N, C]
 
-  SEBLOCK_DEVICE acc_t operator()(acc_t value, int64_t channel) const { return value * load<acc_t>(gate + channel); }
+  SEBLOCK_DEVICE acc_t operator()(acc_t value, int64_t channel) const {
+    return value * load<acc_t>(gate + channel);
+  }
 };
 
 template <typename scalar>
@@ -40,7 +43,8 @@ struct ScaleParams {
   Divisor per_row;              // C
 };
 
-// Walks neighbouring elements and knows the [N, C] index of each: the one place where the layouts differ.
+// Walks neighbouring elements and knows the [N, C] index of each: the one place where the layouts
+// differ.
 template <Layout kLayout>
 class ChannelCursor {
  public:
@@ -75,9 +79,9 @@ class ChannelCursor {
 
 constexpr int kScaleVectors = 4;  // per thread, loaded before the first is used
 
-// The tensor is one run of vectors; a block takes 4 * 256 neighbouring ones, thread t vectors t, t + 256, ...
-// Blocks walk the tensor backwards: what the squeeze read last is still in L2.
-// Reads |x| and 1 or 2 N * C * acc, writes |x|.
+// The tensor is one run of vectors; a block takes 4 * 256 neighbouring ones, thread t vectors t, t
+// + 256, ... Blocks walk the tensor backwards: what the squeeze read last is still in L2. Reads |x|
+// and 1 or 2 N * C * acc, writes |x|.
 template <typename Map, Layout kLayout, int kVec>
 SEBLOCK_KERNEL scale_kernel(ScaleParams<Map> p) {
   using acc_t = typename Map::acc_t;
@@ -101,7 +105,8 @@ SEBLOCK_KERNEL scale_kernel(ScaleParams<Map> p) {
     ChannelCursor<kLayout> channel(i, p.per_plane, p.per_row);
     if (i + kVec <= total) {
 #pragma unroll
-      for (int e = 0; e < kVec; ++e, channel.advance()) values[u][e] = p.map(values[u][e], channel.index());
+      for (int e = 0; e < kVec; ++e, channel.advance())
+        values[u][e] = p.map(values[u][e], channel.index());
       store(p.out + i, values[u]);
     } else {  // the last, incomplete vector of the tensor
       for (int64_t j = i; j < total; ++j, channel.advance()) {
@@ -112,8 +117,10 @@ SEBLOCK_KERNEL scale_kernel(ScaleParams<Map> p) {
 }
 
 template <int kVec, typename Map>
-void launch_scale(const Map& map, const Problem& problem, typename Map::scalar_t* out, void* stream) {
-  const ScaleParams<Map> params{map, problem.shape, out, Divisor(problem.shape.s), Divisor(problem.shape.c)};
+void launch_scale(const Map& map, const Problem& problem, typename Map::scalar_t* out,
+                  void* stream) {
+  const ScaleParams<Map> params{map, problem.shape, out, Divisor(problem.shape.s),
+                                Divisor(problem.shape.c)};
   const int64_t total = problem.shape.n * problem.shape.c * problem.shape.s;
   const int64_t blocks = ceil_div(total, int64_t{kScaleVectors} * kBlockThreads * kVec);
   if (problem.layout == Layout::nchw) {

@@ -25,12 +25,12 @@ struct WeightGradParams {
   weight_t* dexpand_bias;  // [C], or null
 };
 
-constexpr int kTile = 32;                                        // outputs per side of a block's tile
-constexpr int kRowsPerThread = kTile * kTile / kBlockThreads;    // 4
+constexpr int kTile = 32;                                      // outputs per side of a block's tile
+constexpr int kRowsPerThread = kTile * kTile / kBlockThreads;  // 4
 
-// Block = one 32 x 32 tile of dW1 or of dW2 (blocks 0.. take dW1, the rest dW2); a thread holds 4 rows of one
-// column. 32 samples at a time pass through shared memory: dz [32, 32] and the other factor [32, 32].
-// Reads N * (C + R) * acc once per 32 rows or columns, writes each gradient once.
+// Block = one 32 x 32 tile of dW1 or of dW2 (blocks 0.. take dW1, the rest dW2); a thread holds 4
+// rows of one column. 32 samples at a time pass through shared memory: dz [32, 32] and the other
+// factor [32, 32]. Reads N * (C + R) * acc once per 32 rows or columns, writes each gradient once.
 template <typename Params>
 SEBLOCK_KERNEL weight_grad_kernel(Params p) {
   using acc_t = typename Params::acc_t;
@@ -44,12 +44,12 @@ SEBLOCK_KERNEL weight_grad_kernel(Params p) {
   const int64_t width = reduce ? p.shape.c : p.shape.r;
   const int64_t row = int64_t{tile / (reduce ? tiles_c : tiles_r)} * kTile;
   const int64_t column = int64_t{tile % (reduce ? tiles_c : tiles_r)} * kTile;
-  const acc_t* dz = reduce ? p.dz1 : p.dz2;         // [N, height]
-  const acc_t* other = reduce ? p.pooled : p.z1;    // [N, width]
+  const acc_t* dz = reduce ? p.dz1 : p.dz2;       // [N, height]
+  const acc_t* other = reduce ? p.pooled : p.z1;  // [N, width]
   const int lane = thread_index() % kTile;
   const int first_row = thread_index() / kTile * kRowsPerThread;
-  auto* dz_tile = static_cast<acc_t*>(shared_memory());  // [32 samples, 32 rows]
-  acc_t* other_tile = dz_tile + kTile * kTile;           // [32 samples, 32 columns]
+  const auto dz_tile = shared_memory<acc_t>();      // [32 samples, 32 rows]
+  const auto other_tile = dz_tile + kTile * kTile;  // [32 samples, 32 columns]
 
   // 2. Sum over the samples.
   acc_t sum[kRowsPerThread] = {};
@@ -62,7 +62,8 @@ SEBLOCK_KERNEL weight_grad_kernel(Params p) {
       const bool column_inside = n < p.shape.n && column + lane < width;
       acc_t factor = column_inside ? load<acc_t>(other + n * width + column + lane) : acc_t(0);
       if (!reduce && column_inside) factor = activate(p.activation, factor).value;
-      dz_tile[(first_row + k) * kTile + lane] = row_inside ? load<acc_t>(dz + n * height + row + lane) : acc_t(0);
+      dz_tile[(first_row + k) * kTile + lane] =
+          row_inside ? load<acc_t>(dz + n * height + row + lane) : acc_t(0);
       other_tile[(first_row + k) * kTile + lane] = factor;
     }
     sync_threads();
@@ -91,8 +92,8 @@ SEBLOCK_KERNEL weight_grad_kernel(Params p) {
 template <typename Params>
 void launch_weight_grad(const Params& params, void* stream) {
   const int64_t blocks = 2 * ceil_div(params.shape.r, kTile) * ceil_div(params.shape.c, kTile);
-  launch("weight_grad", weight_grad_kernel<Params>, blocks, 2 * kTile * kTile * sizeof(typename Params::acc_t),
-         stream, params);
+  launch("weight_grad", weight_grad_kernel<Params>, blocks,
+         2 * kTile * kTile * sizeof(typename Params::acc_t), stream, params);
 }
 
 }  // namespace seblock::cuda

@@ -1,0 +1,212 @@
+"""The traffic table: what the CUDA kernels do to memory, counted on the SIMT harness.
+
+    python -m tests.simt.audit [--samples 1] [--network seresnet50]
+
+One line per workload, layout and direction, in bfloat16 with float32 weights. The columns:
+
+    x reads     passes over |x|, the bytes of x: reads of x and dy for the first time + again in a
+                later launch + again in the same launch (vectors on the border of two planes)
+    writes      passes over |x|: y or dx
+    distance    the largest between two touches of a byte of x or dy, in |x|: what a cache would
+                have to hold for the second read to hit it
+    sectors     efficiency: least 32-byte sectors / sectors touched, of x, dy, y and dx
+    conflicts   bank conflicts in shared memory per request
+    weights     read, in |W1| + |W2|
+    plan        "=" where the plan states the very bytes of x, weights, small tensors and writes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from benchmarks.workloads import Workload
+from benchmarks.workloads import load as workloads
+from seblock_cuda import _core
+from tests import cases
+from tests.simt import build, kernels
+
+DIRECTIONS = ["forward", "backward"]
+BIG = ["x", "dy", "y", "dx"]
+SMALL = ["pooled", "z1", "gate", "workspace"]
+
+
+@dataclass
+class Summary:
+    """The bytes of one direction, summed over its launches."""
+
+    launches: int
+    x_first: int  # reads of x and dy
+    x_again: int
+    x_repeated: int
+    x_written: int
+    distance: int
+    efficiency: float  # of the sectors of tensors the size of x
+    weights: int  # reads of W1 and W2
+    small: int  # reads of small tensors, once per launch
+    written: int  # everything but the gradients of biases
+    shared_requests: int
+    bank_conflicts: int
+
+
+def summarize(launches: list[kernels.Launch]) -> Summary:
+    def total(field: str, names: Sequence[str]) -> int:
+        return sum(launch.tensors[name][field] for launch in launches for name in names)
+
+    present = set(launches[0].tensors) if launches else set()
+    big, small = ([name for name in names if name in present] for names in (BIG, SMALL))
+    weights = [name for name in ("W1", "W2") if name in present]
+    sectors = total("sectors", big)
+    return Summary(
+        launches=len(launches),
+        x_first=total("first_read", big),
+        x_again=total("read_again", big),
+        x_repeated=total("read_repeatedly", big),
+        x_written=total("written", big),
+        distance=max(
+            (launch.tensors[name]["largest_distance"] for launch in launches for name in big),
+            default=0,
+        ),
+        efficiency=total("least_sectors", big) / sectors if sectors else 1.0,
+        weights=sum(
+            total(field, weights) for field in ("first_read", "read_again", "read_repeatedly")
+        ),
+        small=total("first_read", small) + total("read_again", small),
+        written=total("written", [name for name in present if name not in ("db1", "db2")]),
+        shared_requests=sum(launch.shared_requests for launch in launches),
+        bank_conflicts=sum(launch.bank_conflicts for launch in launches),
+    )
+
+
+def measure(module: ModuleType, problem: cases.Problem) -> dict[str, Summary]:
+    """Runs forward and backward with every access recorded."""
+    arguments = (problem.dy, problem.x, *problem.parameters, *problem.names)
+    run = kernels.run(module, *arguments, record=True)
+    return {
+        "forward": summarize(run.forward_launches),
+        "backward": summarize(run.backward_launches),
+    }
+
+
+def plan_of(problem: cases.Problem) -> _core.SePlan:
+    """The plan by which the harness runs the problem."""
+    x, weight = problem.x, problem.reduce_weight
+    n, c = x.shape[:2]
+    s = x.shape[2:].numel()
+    layout = cases.LAYOUTS[kernels.layout_of(x)]
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x, problem.dy))
+    names = [str(tensor.dtype).removeprefix("torch.") for tensor in (x, weight)]
+    return _core.plan(n, c, s, weight.shape[0], names[0], layout, names[1], aligned)
+
+
+def differences(summary: Summary, stated: _core.Traffic) -> dict[str, tuple[int, int]]:
+    """Where the harness and the plan disagree: name -> (counted, stated)."""
+    counted = {
+        "x": summary.x_first + summary.x_again,
+        "weights": summary.weights,
+        "small": summary.small,
+        "written": summary.written,
+        "launches": summary.launches,
+    }
+    pairs = {name: (count, getattr(stated, name)) for name, count in counted.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def problem_of(workload: Workload, layout: str, samples: int = 1) -> cases.Problem:
+    """The workload on whole planes, the batch cut to `samples`."""
+    return cases.make_problem(
+        (samples, workload.channels, (workload.height, workload.width), workload.reduced),
+        torch.bfloat16,
+        layout,
+        weight_dtype=torch.float32,
+        bias=workload.bias,
+        activation=workload.activation,
+        gate=workload.gate,
+    )
+
+
+@dataclass
+class Row:
+    """One line of the table, and what the last line sums up."""
+
+    text: str
+    as_planned: bool
+    repeated: float  # in |x|
+    efficiency: float
+    bank_conflicts: int
+
+
+def rows_of(job: tuple[Workload, str, int]) -> list[Row]:
+    """The lines of the table for one workload in one layout."""
+    workload, layout, samples = job
+    torch.set_num_threads(1)
+    problem = problem_of(workload, layout, samples)
+    plan = plan_of(problem)
+    module = kernels.load(build.build_kernels())
+    rows = []
+    for direction, summary in measure(module, problem).items():
+        differs = differences(summary, getattr(plan, direction))
+        text = (
+            f"{plan.strategy:9} {direction:9} {layout:7} {workload.name:21} "
+            f"{_columns(summary, problem.x, problem.reduce_weight)}  {differs or '='}"
+        )
+        repeated = summary.x_repeated / problem.x.nbytes
+        rows.append(Row(text, not differs, repeated, summary.efficiency, summary.bank_conflicts))
+    return rows
+
+
+def _columns(summary: Summary, x: Tensor, weight: Tensor) -> str:
+    reads = [part / x.nbytes for part in (summary.x_first, summary.x_again, summary.x_repeated)]
+    return (
+        f"{reads[0]:.3f} + {reads[1]:.3f} + {reads[2]:.3f}  {summary.x_written / x.nbytes:.3f}"
+        f"  {summary.distance / x.nbytes:8.2f}  {summary.efficiency:7.4f}"
+        f"  {summary.bank_conflicts / max(1, summary.shared_requests):9.2f}"
+        f"  {summary.weights / (2 * weight.nbytes):7.2f}  {summary.launches:8}"
+    )
+
+
+HEADER = (
+    "strategy  direction layout  workload              x reads                writes  distance"
+    "  sectors  conflicts  weights  launches  plan"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the traffic table.")
+    parser.add_argument("--samples", type=int, default=1, help="the batch (default 1)")
+    parser.add_argument("--network", help="only this network of the workload table")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    build.build_kernels()
+    jobs = [
+        (workload, layout, arguments.samples)
+        for workload in workloads()
+        for layout in cases.LAYOUTS
+        if arguments.network in (None, workload.network)
+    ]
+    print(f"bfloat16, float32 weights, batch {arguments.samples}, whole planes\n{HEADER}")
+    rows: list[Row] = []
+    with ProcessPoolExecutor() as pool:
+        for part in pool.map(rows_of, jobs):
+            print("\n".join(row.text for row in part), flush=True)
+            rows += part
+    planned = sum(row.as_planned for row in rows)
+    print(
+        f"{planned} of {len(rows)} lines as the plan states; read again in one launch: at most "
+        f"{max(row.repeated for row in rows):.3f} |x|; sector efficiency: at least "
+        f"{min(row.efficiency for row in rows):.3f}; bank conflicts: "
+        f"{sum(row.bank_conflicts for row in rows)}; {time.monotonic() - start:.0f} s"
+    )
+    sys.exit(planned != len(rows))
+
+
+if __name__ == "__main__":
+    main()
