@@ -10,7 +10,8 @@
 namespace seblock::cpu {
 namespace {
 
-// What is summed, element by element of the whole tensor.
+// What is summed, by the index of an element in the whole tensor: a register full (`run` where the
+// walk is contiguous), or the `count` elements that are left.
 template <typename scalar_t, typename acc_type>
 struct SumOfX {
   using acc_t = acc_type;
@@ -18,6 +19,10 @@ struct SumOfX {
   int64_t size;
 
   SEBLOCK_INLINE Vec<acc_t> at(int64_t i) const { return load<acc_t>(x + i); }
+  SEBLOCK_INLINE Vec<acc_t> run(int64_t i) const {
+    prefetch_ahead(x + i);
+    return at(i);
+  }
   SEBLOCK_INLINE Vec<acc_t> front(int64_t i, int64_t count) const {
     return load_front<acc_t>(x + i, count, size - i);
   }
@@ -31,6 +36,11 @@ struct SumOfDyX {
   int64_t size;
 
   SEBLOCK_INLINE Vec<acc_t> at(int64_t i) const { return load<acc_t>(dy + i) * load<acc_t>(x + i); }
+  SEBLOCK_INLINE Vec<acc_t> run(int64_t i) const {
+    prefetch_ahead(dy + i);
+    prefetch_ahead(x + i);
+    return at(i);
+  }
   SEBLOCK_INLINE Vec<acc_t> front(int64_t i, int64_t count) const {
     return load_front<acc_t>(dy + i, count, size - i) * load_front<acc_t>(x + i, count, size - i);
   }
@@ -50,12 +60,12 @@ SEBLOCK_INLINE Vec<typename Source::acc_t> sum_run(const Source& source, int64_t
     V a = V::zero(), b = V::zero(), c = V::zero(), d = V::zero();
     int64_t i = begin;
     for (; i + 4 * K <= end; i += 4 * K) {
-      a = a + source.at(i);
-      b = b + source.at(i + K);
-      c = c + source.at(i + 2 * K);
-      d = d + source.at(i + 3 * K);
+      a = a + source.run(i);
+      b = b + source.run(i + K);
+      c = c + source.run(i + 2 * K);
+      d = d + source.run(i + 3 * K);
     }
-    for (; i + K <= end; i += K) a = a + source.at(i);
+    for (; i + K <= end; i += K) a = a + source.run(i);
     if (i < end) b = b + source.front(i, end - i);
     return (a + b) + (c + d);
   } else {

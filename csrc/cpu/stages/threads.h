@@ -38,8 +38,8 @@ SEBLOCK_INLINE int64_t grain_of(int64_t elements) {
 }
 
 struct Schedule {
-  bool
-      by_sample;  // each thread takes samples through all stages; else all threads share each stage
+  // Each thread takes samples through all stages; else all threads share each stage.
+  bool by_sample;
   int64_t grain;  // samples
   int64_t group;  // samples for which the weights are read once
 };

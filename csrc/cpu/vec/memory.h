@@ -45,5 +45,11 @@ SEBLOCK_INLINE acc_t load_one(const scalar_t* from) {
   return load_front<acc_t>(from, 1, 1).raw[0];
 }
 
+// Fetches the line 4 KB further on. Short runs need it: the branches at their ends keep the
+// processor from running ahead (planes of 7 x 7: 20% of a forward).
+SEBLOCK_INLINE void prefetch_ahead(const void* from) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 4096));
+}
+
 }  // namespace
 }  // namespace seblock::cpu
