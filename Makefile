@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit sanitize bench lint format build compile-check sass wheel two-torch clean
+.PHONY: help demo test audit sanitize bench lint format build compile-check compiled sass wheel two-torch clean
 
 help:
 	@echo "make demo           train the small SE network, fused and plain, and compare"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint           ruff, mypy, clang-format; 'make format' repairs what can be repaired"
 	@echo "make build          compile in place (what the targets above do first)"
 	@echo "make compile-check  compile every kernel for every architecture: no spills, no stack"
+	@echo "make compiled       compile like that and write docs/compiled.md: registers, accesses, size"
 	@echo "make sass           disassemble the CUDA kernels into build/sass"
 	@echo "make wheel          a wheel in dist/"
 	@echo "make two-torch      the wheel built with torch 2.11 passes the CPU tests on torch 2.13"
@@ -72,11 +73,14 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-compile-check: export SEBLOCK_WITH_CUDA = 1
-compile-check: export TORCH_CUDA_ARCH_LIST =
+compile-check compiled: export SEBLOCK_WITH_CUDA = 1
+compile-check compiled: export TORCH_CUDA_ARCH_LIST =
 compile-check: ready
 	$(RUN) -m build_tools.report
 	$(RUN) -m pytest tests/test_compiled_code.py
+
+compiled: ready
+	$(RUN) -m build_tools.compiled
 
 sass: ready
 	@mkdir -p build/sass

@@ -13,6 +13,7 @@ _ENTRY = re.compile(r"Compiling entry function '([^']+)' for '(sm_\w+)'")
 _FUNCTION = re.compile(r"Function properties for (\S+)")
 _USAGE = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
 
 
 @dataclass
@@ -26,6 +27,11 @@ class CompiledFunction:
     spill_stores: int
     spill_loads: int
     registers: int | None = None  # of a kernel
+    shared: int = 0  # static bytes, of a kernel
+
+    @property
+    def spills(self) -> int:
+        return self.spill_stores + self.spill_loads
 
 
 def parse_compiler_report(text: str) -> list[CompiledFunction]:
@@ -44,6 +50,8 @@ def parse_compiler_report(text: str) -> list[CompiledFunction]:
             for function in functions[::-1]:
                 if function.name == kernel and function.architecture == architecture:
                     function.registers = int(found[1])
+                    if shared := _SHARED.search(line):
+                        function.shared = int(shared[1])
                     break
     return functions
 
@@ -55,6 +63,17 @@ def read_reports(folder: Path) -> dict[str, list[CompiledFunction]]:
         report.name.removesuffix(".o.ptxas"): parse_compiler_report(report.read_text())
         for report in reports
     }
+
+
+def spilling(reports: dict[str, list[CompiledFunction]]) -> list[str]:
+    """Every function that spills or uses a stack, in words."""
+    return [
+        f"{source} {function.name} for {function.architecture}: stack {function.stack}, "
+        f"spill stores {function.spill_stores}, spill loads {function.spill_loads} bytes"
+        for source, functions in reports.items()
+        for function in functions
+        if function.stack or function.spills
+    ]
 
 
 def main() -> int:
@@ -71,7 +90,7 @@ def main() -> int:
             kernels = sum(function.is_kernel for function in mine)
             registers = max(function.registers or 0 for function in mine)
             stack = sum(function.stack for function in mine)
-            spills = sum(function.spill_stores + function.spill_loads for function in mine)
+            spills = sum(function.spills for function in mine)
             print(f"{source:24} {architecture:8} {kernels:7} {registers:9} {stack:6} {spills:6}")
             bad += stack + spills
     return int(bad > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from build_tools import build_folder
+from build_tools import build_folder, compiled
 from build_tools.architectures import DEFAULT_ARCHITECTURES, parse_arch_list
-from build_tools.report import CompiledFunction, read_reports
+from build_tools.compiled import MOST_KERNELS, Table
+from build_tools.disassembly import disassemble, find_cuobjdump, parse_disassembly
+from build_tools.report import CompiledFunction, parse_compiler_report, read_reports, spilling
 from seblock_cuda import _core
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +24,7 @@ INFO = _core.build_info()
 needs_build = pytest.mark.skipif(
     not (BUILD / "build.ninja").exists(), reason="the library was not built in this checkout"
 )
+needs_filt = pytest.mark.skipif(shutil.which("c++filt") is None, reason="no c++filt")
 needs_cuda_build = pytest.mark.skipif(not INFO["cuda"], reason="built without CUDA (no nvcc)")
 
 
@@ -54,13 +58,7 @@ def test_every_kernel_is_compiled_for_every_architecture(
 @needs_build
 @needs_cuda_build
 def test_no_kernel_spills_or_uses_a_stack(reports: dict[str, list[CompiledFunction]]) -> None:
-    bad = [
-        f"{source} {function.name} for {function.architecture}: stack {function.stack}, "
-        f"spill stores {function.spill_stores}, spill loads {function.spill_loads} bytes"
-        for source, functions in reports.items()
-        for function in functions
-        if function.stack or function.spill_stores or function.spill_loads
-    ]
+    bad = spilling(reports)
     assert not bad, "\n".join(bad)
 
 
@@ -73,6 +71,133 @@ def test_the_default_architectures_are_covered() -> None:
             f"built for {' '.join(INFO['architectures'])}; `make compile-check` builds for all"
         )
     assert INFO["architectures"] == wanted
+
+
+# ---- against docs/compiled.md
+
+
+@pytest.fixture
+def table() -> Table:
+    return compiled.parse((ROOT / compiled.TABLE).read_text())
+
+
+@needs_build
+@needs_cuda_build
+@needs_filt
+def test_the_kernels_are_those_of_the_table(
+    reports: dict[str, list[CompiledFunction]], table: Table
+) -> None:
+    kernels = compiled.collect(reports, {})
+    differences = compiled.name_differences(table.kernels, kernels)
+    assert not differences, "\n".join(["`make compiled` writes the table", *differences])
+    assert len(kernels) < MOST_KERNELS
+
+
+@needs_build
+@needs_cuda_build
+@needs_filt
+def test_registers_and_library_have_not_grown(
+    reports: dict[str, list[CompiledFunction]], table: Table
+) -> None:
+    mine = (INFO["cuda_version"], INFO["architectures"])
+    if mine != (table.nvcc, table.architectures):
+        pytest.skip(
+            f"{compiled.TABLE} is of nvcc {table.nvcc} for {' '.join(table.architectures)}, the "
+            f"build of nvcc {mine[0]} for {' '.join(mine[1])}"
+        )
+    megabytes = (BUILD / "libseblock_cuda.so").stat().st_size / 1e6
+    built = Table(*mine, megabytes, compiled.collect(reports, {}))
+    grown = compiled.growth(table, built)
+    assert not grown, "\n".join(grown)
+
+
+@needs_build
+@needs_cuda_build
+@needs_filt
+@pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump")
+def test_vector_kernels_use_128_bit_accesses(
+    reports: dict[str, list[CompiledFunction]], table: Table
+) -> None:
+    """In the code for one architecture: the disassembler takes seconds for each."""
+    present = compiled.architectures_of(reports)
+    architecture = "sm_90" if "sm_90" in present else present[-1]
+    objects = [BUILD / "objects" / f"{source}.o" for source in reports]
+    machine_code = {architecture: disassemble(objects, architecture)}
+    kernels = compiled.collect(reports, machine_code)
+    assert all(kernel.loads != "-" for kernel in kernels), "every kernel is found in the code"
+    assert sum(kernel.is_vector for kernel in kernels) > 0
+    found = compiled.narrow(table.kernels, kernels)
+    assert not found, "\n".join(found)
+
+
+# ---- the checks above go red
+
+
+REPORT = """\
+ptxas info    : Compiling entry function '_Z4scale_kernelv' for 'sm_90'
+ptxas info    : Function properties for _Z4scale_kernelv
+    0 bytes stack frame, 0 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 1024 bytes smem, 440 bytes cmem[0]
+"""
+
+DISASSEMBLY = """\
+\t\tFunction : _Z4scale_kernelv
+        /*0230*/              @!P3 LDG.E.128.CONSTANT R18, desc[UR4][R2.64] ;
+        /*0240*/                   LDG.E R12, desc[UR4][R2.64+0x800] ;
+        /*0250*/               @P0 STG.E.128 desc[UR4][R2.64], R8 ;
+        /*0260*/                   LDS.128 R4, [R2] ;
+        /*10270*/                  STG.E.U16 desc[UR4][R2.64], R8 ;
+"""
+
+
+def test_a_spill_in_a_report_shows() -> None:
+    (function,) = parse_compiler_report(REPORT)
+    assert (function.registers, function.shared, function.spills) == (40, 1024, 8)
+    assert "spill loads 8" in spilling({"cuda_forward.cu": [function]})[0]
+    assert not spilling({"": parse_compiler_report(REPORT.replace("8 bytes", "0 bytes"))})
+
+
+def test_accesses_are_counted_by_width() -> None:
+    (found,) = parse_disassembly(DISASSEMBLY).values()
+    assert (found.loads, found.wide_loads, found.stores, found.wide_stores) == (2, 1, 2, 1)
+
+
+def test_a_table_that_lacks_a_kernel_shows(table: Table) -> None:
+    built = copy.deepcopy(table)
+    lost = table.kernels.pop(3)
+    assert compiled.name_differences(table.kernels, built.kernels) == [
+        f"not in {compiled.TABLE}: {lost.key}"
+    ]
+    assert compiled.name_differences(built.kernels, table.kernels) == [
+        f"only in {compiled.TABLE}: {lost.key}"
+    ]
+
+
+def test_growth_shows_beyond_the_slack(table: Table) -> None:
+    built = copy.deepcopy(table)
+    architecture = next(iter(built.kernels[3].registers))
+    built.kernels[3].registers[architecture] += compiled.REGISTER_SLACK
+    built.megabytes *= 1.05
+    assert not compiled.growth(table, built)
+    built.kernels[3].registers[architecture] += 1
+    built.kernels[5].shared += 16
+    built.megabytes *= 1.1
+    assert len(compiled.growth(table, built)) == 3
+
+
+@pytest.mark.parametrize("kind", ["loads", "stores"])
+def test_a_vector_kernel_with_narrow_accesses_shows(table: Table, kind: str) -> None:
+    assert not compiled.narrow(table.kernels, table.kernels)
+    kernel = next(k for k in table.kernels if k.is_vector and k.name.startswith("scale_"))
+    setattr(kernel, kind, "0 of 32")
+    assert len(compiled.narrow(table.kernels, table.kernels)) == 1
+
+
+def test_the_table_reads_back_as_written(table: Table) -> None:
+    assert compiled.render(table) == (ROOT / compiled.TABLE).read_text()
+
+
+# ---- the code for the CPU
 
 
 @needs_build
