@@ -109,6 +109,7 @@ SEBLOCK_KERNEL scale_kernel(ScaleParams<Map> p) {
         values[u][e] = p.map(values[u][e], channel.index());
       store(p.out + i, values[u]);
     } else {  // the last, incomplete vector of the tensor
+#pragma unroll 1
       for (int64_t j = i; j < total; ++j, channel.advance()) {
         store(p.out + j, p.map(load<acc_t>(p.map.in + j), channel.index()));
       }

@@ -66,6 +66,7 @@ SEBLOCK_KERNEL squeeze_nchw_kernel(SqueezeParams<Source> p) {
         for (int e = 0; e < kVec; ++e)
           part += i + e >= begin && i + e < end ? values[u][e] : acc_t(0);
       } else {  // the last, incomplete vector of the tensor
+#pragma unroll 1
         for (int64_t j = i < begin ? begin : i; j < end; ++j) {
           acc_t one[1];
           p.source.load_at(j, one);
