@@ -24,7 +24,7 @@ from benchmarks.report import Comparison, Row
 from benchmarks.workloads import Workload, load, select
 from seblock_cuda._ops import cuda_unusable_reason, explain
 
-CPU_MAX_MB = 32.0
+CPU_MAX_MB = 64.0
 QUICK_MAX_MB = 2.0
 
 
@@ -162,7 +162,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--allocator",
         choices=["keep", "system"],
-        default="keep",
+        default="system",
         help="on the CPU: keep freed memory, so that no call has page faults; or malloc as it is",
     )
     add("--seconds", type=float, help="time for each measurement; default 0.3")

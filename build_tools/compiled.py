@@ -35,7 +35,7 @@ holds every build against it, so growth shows in review.
   architectures. Code is counted, not execution: a vector kernel moves x by its 128-bit accesses,
   the others in it are gates, sums and the unrolled loops for the last, incomplete vector of the
   tensor. `make audit` counts what is executed. The test asks for no fewer 128-bit ones than here.
-- **shared**: static bytes. Dynamic shared memory is asked for at launch and is not in this table.
+- **shared**: static bytes. Dynamic shared memory is asked for at launch: see `make audit`.
 """
 
 

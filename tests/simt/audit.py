@@ -10,6 +10,7 @@ One line per workload, layout and direction, in bfloat16 with float32 weights. T
     distance    the largest between two touches of a byte of x or dy, in |x|: what a cache would
                 have to hold for the second read to hit it
     sectors     efficiency: least 32-byte sectors / sectors touched, of x, dy, y and dx
+    shared      dynamic shared memory of a block, the most of any launch, in bytes
     conflicts   bank conflicts in shared memory per request
     weights     read, in |W1| + |W2|
     plan        "=" where the plan states the very bytes of x, weights, small tensors and writes
@@ -53,6 +54,7 @@ class Summary:
     weights: int  # reads of W1 and W2
     small: int  # reads of small tensors, once per launch
     written: int  # everything but the gradients of biases
+    shared_bytes: int
     shared_requests: int
     bank_conflicts: int
 
@@ -81,6 +83,7 @@ def summarize(launches: list[kernels.Launch]) -> Summary:
         ),
         small=total("first_read", small) + total("read_again", small),
         written=total("written", [name for name in present if name not in ("db1", "db2")]),
+        shared_bytes=max((launch.shared_bytes for launch in launches), default=0),
         shared_requests=sum(launch.shared_requests for launch in launches),
         bank_conflicts=sum(launch.bank_conflicts for launch in launches),
     )
@@ -168,6 +171,7 @@ def _columns(summary: Summary, x: Tensor, weight: Tensor) -> str:
     return (
         f"{reads[0]:.3f} + {reads[1]:.3f} + {reads[2]:.3f}  {summary.x_written / x.nbytes:.3f}"
         f"  {summary.distance / x.nbytes:8.2f}  {summary.efficiency:7.4f}"
+        f"  {summary.shared_bytes:6}"
         f"  {summary.bank_conflicts / max(1, summary.shared_requests):9.2f}"
         f"  {summary.weights / (2 * weight.nbytes):7.2f}  {summary.launches:8}"
     )
@@ -175,7 +179,7 @@ def _columns(summary: Summary, x: Tensor, weight: Tensor) -> str:
 
 HEADER = (
     "strategy  direction layout  workload              x reads                writes  distance"
-    "  sectors  conflicts  weights  launches  plan"
+    "  sectors  shared  conflicts  weights  launches  plan"
 )
 
 

@@ -24,6 +24,7 @@ class Launch:
 
     kernel: str
     blocks: int
+    shared_bytes: int  # dynamic shared memory of a block
     tensors: dict[str, dict[str, int]]  # name -> the fields of TensorTraffic
     shared_requests: int
     bank_conflicts: int
@@ -168,6 +169,7 @@ def _direction(
         Launch(
             launch["kernel"],
             launch["blocks"],
+            launch["shared_bytes"],
             dict(zip(present, launch["tensors"])),
             launch["shared_requests"],
             launch["bank_conflicts"],

@@ -65,7 +65,7 @@ Recording::Recording(std::vector<Tensor> tensors) : tensors_(std::move(tensors))
 }
 
 void Recording::start_launch(const Launch& launch) {
-  launches_.push_back({launch.kernel, launch.blocks, {}, {}});
+  launches_.push_back({launch.kernel, launch.blocks, launch.shared_bytes, {}, {}});
   launches_.back().tensors.resize(tensors_.size());
   calls_.assign(kCalls, {});
   sites_ = 0;

@@ -43,6 +43,7 @@ struct SharedTraffic {
 struct LaunchTraffic {
   std::string kernel;
   unsigned blocks = 0;
+  size_t shared_bytes = 0;             // dynamic shared memory of a block
   std::vector<TensorTraffic> tensors;  // in the order of start_recording()
   SharedTraffic shared;
 };

@@ -97,6 +97,7 @@ py::list stop_recording() {
     py::dict out;
     out["kernel"] = launch.kernel;
     out["blocks"] = launch.blocks;
+    out["shared_bytes"] = launch.shared_bytes;
     out["tensors"] = tensors;
     out["shared_requests"] = launch.shared.requests;
     out["bank_conflicts"] = launch.shared.conflicts;
