@@ -95,6 +95,34 @@ def make_problem(
     )
 
 
+def workload_problem(
+    workload: Workload,
+    dtype: torch.dtype,
+    layout: str,
+    *,
+    samples: int,
+    spatial: tuple[int, ...] | None = None,
+    weight_dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Problem:
+    """A row of the workload table with this batch, on whole planes or cut to `spatial`."""
+    return make_problem(
+        (
+            samples,
+            workload.channels,
+            spatial or (workload.height, workload.width),
+            workload.reduced,
+        ),
+        dtype,
+        layout,
+        weight_dtype=weight_dtype,
+        bias=workload.bias,
+        activation=workload.activation,
+        gate=workload.gate,
+        device=device,
+    )
+
+
 def _reference(problem: Problem, dtype: torch.dtype) -> dict[str, Tensor]:
     """y and all gradients, computed in `dtype` throughout."""
 

@@ -78,16 +78,7 @@ def test_parameters_of_mixed_dtypes(mixed: str, device: str) -> None:
 @pytest.mark.parametrize("workload", cases.workloads(), ids=lambda row: row.name)
 def test_workloads(workload: cases.Workload, layout: str, dtype: torch.dtype, device: str) -> None:
     """Every row of the workload table in full size, with two samples."""
-    shape = (2, workload.channels, (workload.height, workload.width), workload.reduced)
-    problem = cases.make_problem(
-        shape,
-        dtype,
-        layout,
-        bias=workload.bias,
-        activation=workload.activation,
-        gate=workload.gate,
-        device=device,
-    )
+    problem = cases.workload_problem(workload, dtype, layout, samples=2, device=device)
     check(problem)
 
 

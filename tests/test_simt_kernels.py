@@ -62,15 +62,13 @@ def test_workloads(simt: ModuleType, workload: cases.Workload, layout: str) -> N
     positions.
     """
     spatial = (min(workload.height, 5), min(workload.width, 7))
-    shape = (1, workload.channels, spatial, workload.reduced)
-    problem = cases.make_problem(
-        shape,
+    problem = cases.workload_problem(
+        workload,
         torch.bfloat16,
         layout,
+        samples=1,
+        spatial=spatial,
         weight_dtype=torch.float32,
-        bias=workload.bias,
-        activation=workload.activation,
-        gate=workload.gate,
     )
     check(simt, problem)
 

@@ -1,9 +1,8 @@
 // Huge pages for large results.
 //
 // Memory that the allocator has fresh from the system costs one page fault per 4 KB when it is
-// first written: more than the layer itself (28 MB: 10.5 ms against 1.4 ms for a copy into memory
-// that was used before, measured on a virtual machine). In huge pages of 2 MB it costs 512 times
-// fewer.
+// first written, which for large results is more than the layer itself (benchmarks/results:
+// `system` beside `keep`). In huge pages of 2 MB it costs 512 times fewer.
 #pragma once
 
 #include <cstdint>

@@ -125,14 +125,8 @@ def differences(summary: Summary, stated: _core.Traffic) -> dict[str, tuple[int,
 
 def problem_of(workload: Workload, layout: str, samples: int = 1) -> cases.Problem:
     """The workload on whole planes, the batch cut to `samples`."""
-    return cases.make_problem(
-        (samples, workload.channels, (workload.height, workload.width), workload.reduced),
-        torch.bfloat16,
-        layout,
-        weight_dtype=torch.float32,
-        bias=workload.bias,
-        activation=workload.activation,
-        gate=workload.gate,
+    return cases.workload_problem(
+        workload, torch.bfloat16, layout, samples=samples, weight_dtype=torch.float32
     )
 
 
