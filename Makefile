@@ -1,16 +1,18 @@
 # Two commands do all the set-up on a machine with Python >= 3.10, a C++ compiler and make:
 #   make demo      train the small SE network, fused and plain
 #   make test      every test that this machine can run
+# make gpu-check needs no set-up: it runs with what $(PYTHON) has.
 # PYTHON=python3.12 chooses the Python of .venv, ARGS="..." goes to the program that runs.
 
 PYTHON ?= python3
 ARGS ?=
+PARTS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit sanitize bench lint format build compile-check compiled sass wheel two-torch clean
+.PHONY: help demo test audit sanitize bench cpu-results readme gpu-check lint format build compile-check compiled sass wheel two-torch clean
 
 help:
 	@echo "make demo           train the small SE network, fused and plain, and compare"
@@ -18,6 +20,9 @@ help:
 	@echo "make audit          the bytes that each CUDA kernel moves, counted without a GPU"
 	@echo "make sanitize       the CUDA kernels under AddressSanitizer, without a GPU"
 	@echo "make bench          time the layer against plain PyTorch"
+	@echo "make cpu-results    all benchmarks on this CPU, into benchmarks/results (takes long)"
+	@echo "make readme         pictures and README figures from the newest results"
+	@echo "make gpu-check      all that needs a GPU, no network; PARTS=\"build test ...\", ARGS=--dry-run"
 	@echo "make lint           ruff, mypy, clang-format; 'make format' repairs what can be repaired"
 	@echo "make build          compile in place (what the targets above do first)"
 	@echo "make compile-check  compile every kernel for every architecture: no spills, no stack"
@@ -60,7 +65,21 @@ sanitize: ready
 	$(RUN) -m tests.simt.sanitize
 
 bench: ready
-	$(RUN) -m benchmarks.bench_op $(ARGS)
+	$(RUN) -m benchmarks.op $(ARGS)
+
+CPU_RESULTS := benchmarks/results/cpu-$(shell date +%Y%m%d)
+cpu-results: ready
+	$(RUN) -m benchmarks.op --device cpu --providers fused plain compile copy --results $(CPU_RESULTS) $(ARGS)
+	$(RUN) -m benchmarks.op --device cpu --allocator keep --max-mb 32 --results $(CPU_RESULTS)/keep $(ARGS)
+	$(RUN) -m benchmarks.scaling --device cpu --max-mb 128 --results $(CPU_RESULTS) $(ARGS)
+	$(RUN) -m benchmarks.model --device cpu --batch 8 --layout nhwc --results $(CPU_RESULTS)
+
+readme: ready
+	$(RUN) -m benchmarks.plot
+	$(RUN) -m benchmarks.readme
+
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(if $(PARTS),--parts $(PARTS)) $(ARGS)
 
 lint: ready
 	$(RUN) -m ruff check .

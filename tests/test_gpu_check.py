@@ -1,0 +1,130 @@
+"""The GPU check, without a GPU: commands run, limits hold, verdicts say what happened."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("tabulate")
+pytest.importorskip("matplotlib")
+pytest.importorskip("timm")
+
+from benchmarks import gpu_check, gpu_parts, gpu_run
+from benchmarks.gpu_parts import Command, Part
+
+DATA = ("op.csv", "model.csv", "scaling.csv", "truth.json", "environment.json", "model.svg")
+
+
+@pytest.fixture
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This project's own modules are called, not started: importing torch each time takes long."""
+    start = gpu_run._run
+
+    def run(words: Sequence[str], *rest: Any) -> int:
+        if words[1] != "-m" or words[2] == "pytest":
+            return start(words, *rest)
+        code: int = importlib.import_module(words[2]).main(words[3:])
+        return code
+
+    monkeypatch.setattr(gpu_run, "_run", run)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_every_command_runs_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    code = gpu_check.main(["--dry-run", "--work", str(tmp_path / "work")])
+    shown = capsys.readouterr().out
+    assert code == 0, shown
+    (folder,) = (tmp_path / "work").iterdir()
+    outcomes = json.loads((folder / gpu_check.STATE).read_text())
+    assert list(outcomes) == list(gpu_parts.parts("9.0"))
+    assert all(outcome["verdict"] == "ok" for outcome in outcomes.values())
+    for name in DATA:
+        assert (folder / name).exists(), name
+    (archive,) = (tmp_path / "out").iterdir()
+    with tarfile.open(archive) as file:
+        assert f"{folder.name}/op.csv" in file.getnames()
+
+
+def test_limits_fit() -> None:
+    """Any part in 9 minutes; the whole is cut at 25."""
+    known = gpu_parts.parts("9.0")
+    assert list(known) == [
+        "build",
+        "test",
+        "sanitize",
+        "truth",
+        "compile",
+        "op",
+        "model",
+        "scaling",
+        "plot",
+    ]
+    assert all(part.seconds <= 540 for part in known.values())
+    tools = [tool for command in known["sanitize"].commands for tool in command.words]
+    assert set(gpu_parts.SANITIZERS) <= set(tools)
+    assert known["build"].environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
+
+
+def part(*programs: str, seconds: float = 30, **more: object) -> Part:
+    commands = [Command([sys.executable, "-c", program]) for program in programs]
+    return replace(Part("trial", "a trial", commands, seconds), **more)  # type: ignore[arg-type]
+
+
+def outcome(trial: Part, folder: Path, seconds: float = 60) -> gpu_run.Outcome:
+    return gpu_run.run_part(trial, folder, time.monotonic() + seconds, False, "abc")
+
+
+def test_verdicts(tmp_path: Path) -> None:
+    assert outcome(part("pass"), tmp_path).verdict == "ok"
+    failed = outcome(part("print('why'); raise SystemExit(7)", "pass"), tmp_path)
+    assert (failed.verdict, failed.detail) == ("failed", "exit code 7: why")
+    partial = outcome(part("print('3 of 9 left'); raise SystemExit(3)"), tmp_path)
+    assert (partial.verdict, partial.detail) == ("partial", "3 of 9 left")
+    missing = outcome(part("pass", programs=("no-such-program",), modules=("no_such",)), tmp_path)
+    assert (missing.verdict, missing.detail) == ("missing tool", "no-such-program, no_such")
+
+
+def test_a_part_is_stopped_with_its_children(tmp_path: Path) -> None:
+    child = "import subprocess, sys; subprocess.run(['sleep', '30'])"
+    start = time.monotonic()
+    stopped = outcome(part(child, "pass", seconds=1), tmp_path)
+    assert stopped.verdict == "timed out" and time.monotonic() - start < 10
+    assert outcome(part("pass"), tmp_path, seconds=-1).verdict == "timed out"
+
+
+def test_tests_that_were_all_skipped_prove_nothing(tmp_path: Path) -> None:
+    report = '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="{}"/></testsuites>'
+    (tmp_path / "test.xml").write_text(report.format(3))
+    assert outcome(part("pass", name="test"), tmp_path).verdict == "failed"
+    (tmp_path / "test.xml").write_text(report.format(1))
+    ran = outcome(part("pass", name="test"), tmp_path)
+    assert (ran.verdict, ran.detail) == ("ok", "2 passed, 0 failures, 0 errors, 1 skipped")
+
+
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    assert "--dry-run" in capsys.readouterr().out
+
+
+def test_folder_names() -> None:
+    assert gpu_check.device_slug("NVIDIA H200") == "h200"
+    assert gpu_check.device_slug("NVIDIA GeForce RTX 4090") == "rtx-4090"
