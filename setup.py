@@ -38,8 +38,9 @@ from build_tools.toolkit import Toolkit, choose_toolkit  # noqa: E402
 
 # ---------------------------------------------------------------------------------- what is built
 
-OP_SOURCES = ["csrc/ops.cpp", "csrc/plan.cpp"]  # and csrc/cpu/*.cpp, and csrc/cuda/*.cu
-CORE_SOURCES = ["csrc/core.cpp", "csrc/plan.cpp"]
+PLAN_SOURCES = ["csrc/plan.cpp", "csrc/plan_slice.cpp"]
+OP_SOURCES = ["csrc/ops.cpp", *PLAN_SOURCES]  # and csrc/cpu/*.cpp, and csrc/cuda/*.cu
+CORE_SOURCES = ["csrc/core.cpp", *PLAN_SOURCES]
 
 # Host files with flags of their own: the processor chooses among the instruction sets at run time.
 EXTRA_FLAGS = {}

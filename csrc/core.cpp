@@ -7,6 +7,7 @@
 
 #include "build_info.h"
 #include "plan.h"
+#include "plan_options.h"
 
 namespace py = pybind11;
 
@@ -27,8 +28,25 @@ Layout layout_from(const std::string& name) {
   throw std::invalid_argument("layout must be nchw or nhwc, got " + name);
 }
 
+Tail tail_from(const std::string& name) {
+  if (name == "none") return Tail::none;
+  if (name == "add") return Tail::add;
+  if (name == "add_relu") return Tail::add_relu;
+  throw std::invalid_argument("tail must be none, add or add_relu, got " + name);
+}
+
+DeviceLimits known_device(const std::string& name) {
+  std::string known;
+  for (const KnownDevice& device : kKnownDevices) {
+    if (name == device.name) return device.limits;
+    known += known.empty() ? device.name : std::string(", ") + device.name;
+  }
+  throw std::invalid_argument("device must be one of " + known + ", got " + name);
+}
+
 SePlan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype,
-                 const std::string& layout, const std::string& weight_dtype, bool aligned) {
+                 const std::string& layout, const std::string& weight_dtype, bool aligned,
+                 const std::string& tail, const DeviceLimits& limits, const std::string& strategy) {
   if (n < 0 || c < 1 || s < 1 || r < 1)
     throw std::invalid_argument("n must be at least 0, c, s and r at least 1");
   return plan({{n, c, s, r},
@@ -36,8 +54,9 @@ SePlan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& 
                dtype_from(dtype),
                dtype_from(weight_dtype),
                Activation::relu,
-               Gate::sigmoid},
-              aligned);
+               Gate::sigmoid,
+               tail_from(tail)},
+              aligned, limits, strategy_named(strategy));
 }
 
 py::dict build_info_dict() {
@@ -59,20 +78,56 @@ PYBIND11_MODULE(_core, m) {
   using namespace seblock;
   m.doc() = "The plan of a CUDA run and what the library was built with.";
 
+  py::class_<DeviceLimits>(m, "DeviceLimits",
+                           "What the plan needs to know of a GPU: see csrc/device_limits.h.")
+      .def(py::init<int, int64_t, int64_t, int64_t>(), py::arg("multiprocessors"),
+           py::arg("l2_bytes"), py::arg("shared_bytes"), py::arg("shared_bytes_per_multiprocessor"))
+      .def_readonly("multiprocessors", &DeviceLimits::multiprocessors)
+      .def_readonly("l2_bytes", &DeviceLimits::l2_bytes)
+      .def_readonly("shared_bytes", &DeviceLimits::shared_bytes)
+      .def_readonly("shared_bytes_per_multiprocessor",
+                    &DeviceLimits::shared_bytes_per_multiprocessor);
+  m.def("known_device", &known_device, py::arg("name"), "The limits of a GPU by its name.");
+  m.def("known_devices", [] {
+    std::vector<std::string> names;
+    for (const KnownDevice& device : kKnownDevices) names.push_back(device.name);
+    return names;
+  });
+
   py::class_<Traffic>(m, "Traffic",
                       "Bytes that one direction moves through global memory: see csrc/plan.h.")
       .def_readonly("x", &Traffic::x)
+      .def_readonly("again", &Traffic::again)
+      .def_readonly("window", &Traffic::window)
       .def_readonly("weights", &Traffic::weights)
       .def_readonly("small", &Traffic::small)
       .def_property_readonly("read", &Traffic::read)
       .def_readonly("written", &Traffic::written)
       .def_readonly("launches", &Traffic::launches);
 
+  py::class_<SplitPlan>(m, "SplitPlan", "Strategy split: see csrc/plan.h.")
+      .def_readonly("lanes", &SplitPlan::lanes)
+      .def_readonly("splits", &SplitPlan::splits);
+
+  py::class_<SlicePlan>(m, "SlicePlan", "Strategies stream and resident: see csrc/plan.h.")
+      .def_readonly("samples", &SlicePlan::samples)
+      .def_readonly("channels", &SlicePlan::channels)
+      .def_readonly("channel_slices", &SlicePlan::channel_slices)
+      .def_readonly("rows", &SlicePlan::rows)
+      .def_readonly("row_slices", &SlicePlan::row_slices)
+      .def_readonly("lanes", &SlicePlan::lanes)
+      .def_readonly("tasks", &SlicePlan::tasks)
+      .def_readonly("lag", &SlicePlan::lag)
+      .def_readonly("blocks", &SlicePlan::blocks)
+      .def_readonly("shared_bytes", &SlicePlan::shared_bytes);
+
   py::class_<SePlan>(m, "SePlan", "How a problem is run on a CUDA device: see csrc/plan.h.")
-      .def_property_readonly("strategy", [](const SePlan&) { return "split"; })
+      .def_property_readonly(
+          "strategy",
+          [](const SePlan& plan) { return kStrategyNames[static_cast<int>(plan.strategy)]; })
       .def_readonly("vec", &SePlan::vec)
-      .def_readonly("lanes", &SePlan::lanes)
-      .def_readonly("splits", &SePlan::splits)
+      .def_readonly("split", &SePlan::split)
+      .def_readonly("slice", &SePlan::slice)
       .def_readonly("forward_workspace_bytes", &SePlan::forward_workspace_bytes)
       .def_readonly("backward_workspace_bytes", &SePlan::backward_workspace_bytes)
       .def_readonly("forward", &SePlan::forward)
@@ -81,6 +136,8 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("plan", &plan_from, py::arg("n"), py::arg("c"), py::arg("s"), py::arg("r"),
         py::arg("dtype"), py::arg("layout"), py::arg("weight_dtype"), py::arg("aligned"),
+        py::arg("tail") = "none", py::arg("limits") = kKnownDevices[0].limits,
+        py::arg("strategy") = "",
         "The plan for x [n, c, s] (nchw) or [n, s, c] (nhwc) and r reduced channels.");
   m.def("build_info", &build_info_dict, "What the library was built with.");
 }

@@ -4,6 +4,7 @@
 //   z1     = W1 pooled + b1                [N, R]      hidden = activation(z1)
 //   gate   = gate_function(W2 hidden + b2) [N, C]
 //   y      = x * gate                      like x
+// or, with a residual, y = tail(x * gate + residual)
 //
 // Gradients prefix `d`. Sums, pooled, z1, gate and everything between them are held in acc_t:
 // float32 for float32, bfloat16 and float16 inputs, float64 for float64 inputs.
@@ -20,6 +21,7 @@ enum class DType : int { float32, bfloat16, float16, float64 };
 // The order is the order of the names in seblock_cuda/functional.py.
 enum class Activation : int { relu, silu, gelu, hardswish, leaky_relu };
 enum class Gate : int { sigmoid, hardsigmoid, relu };
+enum class Tail : int { none, add, add_relu };  // what comes after x * gate
 
 struct Shape {
   int64_t n;  // samples
@@ -35,6 +37,7 @@ struct Problem {
   DType weight_dtype;  // of weights, biases and their gradients: dtype or float32
   Activation activation;
   Gate gate;
+  Tail tail;
 };
 
 struct Weights {
@@ -47,12 +50,14 @@ struct Weights {
 struct ForwardParams {
   Problem problem;
   Weights weights;
-  const void* x;    // [N, C, S] or [N, S, C]
-  void* y;          // like x
-  void* pooled;     // [N, C] acc_t, saved for the backward
-  void* z1;         // [N, R] acc_t, saved for the backward
-  void* gate;       // [N, C] acc_t, saved for the backward
-  void* workspace;  // forward workspace, see plan.h and cpu/cpu.h
+  const void* x;         // [N, C, S] or [N, S, C]
+  const void* residual;  // like x, or null
+  void* y;               // like x
+  void* mask;            // [mask_bytes] one byte per 16-byte vector of x, or null
+  void* pooled;          // [N, C] acc_t, saved for the backward
+  void* z1;              // [N, R] acc_t, saved for the backward
+  void* gate;            // [N, C] acc_t, saved for the backward
+  void* workspace;       // forward workspace, see plan.h and cpu/cpu.h
 };
 
 struct BackwardParams {
@@ -60,10 +65,12 @@ struct BackwardParams {
   Weights weights;
   const void* dy;      // like x
   const void* x;       // [N, C, S] or [N, S, C]
+  const void* mask;    // as the forward wrote it, or null
   const void* pooled;  // [N, C] acc_t
   const void* z1;      // [N, R] acc_t
   const void* gate;    // [N, C] acc_t
   void* dx;            // like x
+  void* dresidual;     // like x, or null
   void* dreduce;       // [R, C] weight dtype
   void* dexpand;       // [C, R] weight dtype
   void* dreduce_bias;  // [R]    weight dtype, or null
@@ -76,5 +83,17 @@ constexpr int64_t bytes_of(DType dtype) {
 }
 
 constexpr int64_t acc_bytes_of(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+
+// The mask of Tail::add_relu says where dy passes: byte v holds a bit each for the elements
+// [v * L, (v + 1) * L) of y as they lie in memory, the first in the lowest bit. A bit is set unless
+// y <= 0, y as it was stored (NaN passes, as in PyTorch); bits past the end are 0.
+constexpr int64_t elements_per_mask_byte(DType dtype) { return 16 / bytes_of(dtype); }  // L
+
+constexpr int64_t mask_bytes(const Problem& problem) {
+  if (problem.tail != Tail::add_relu) return 0;
+  const Shape& shape = problem.shape;
+  const int64_t per_byte = elements_per_mask_byte(problem.dtype);
+  return (shape.n * shape.c * shape.s + per_byte - 1) / per_byte;
+}
 
 }  // namespace seblock

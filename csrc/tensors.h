@@ -68,29 +68,34 @@ DType acc_dtype_of(DType dtype) {
 
 // Straight to the allocator: a call through the dispatcher costs several times as much, and small
 // layers are bound by the host.
-Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, DType dtype,
+Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t torch_dtype,
              const Tensor& like) {
   const auto device = like.device();
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, torch_dtype_of(dtype),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, torch_dtype,
                                                   static_cast<int32_t>(device.type()),
                                                   device.index(), &handle));
   return Tensor(handle);
 }
 
 Tensor empty_like(const Tensor& like, DType dtype) {  // of a tensor without gaps
-  return empty(like.dim(), like.sizes().data(), like.strides().data(), dtype, like);
+  return empty(like.dim(), like.sizes().data(), like.strides().data(), torch_dtype_of(dtype), like);
 }
 
 Tensor empty_vector(int64_t length, DType dtype, const Tensor& like) {
   const int64_t stride = 1;
-  return empty(1, &length, &stride, dtype, like);
+  return empty(1, &length, &stride, torch_dtype_of(dtype), like);
+}
+
+Tensor empty_bytes(int64_t length, const Tensor& like) {  // uint8
+  const int64_t stride = 1;
+  return empty(1, &length, &stride, aoti_torch_dtype_uint8(), like);
 }
 
 Tensor empty_matrix(int64_t height, int64_t width, DType dtype, const Tensor& like) {
   const std::array<int64_t, 2> sizes{height, width};
   const std::array<int64_t, 2> strides{width, 1};
-  return empty(2, sizes.data(), strides.data(), dtype, like);
+  return empty(2, sizes.data(), strides.data(), torch_dtype_of(dtype), like);
 }
 
 constexpr int64_t kMaxDims = 5;
@@ -123,7 +128,8 @@ bool lies_in(Layout layout, const Tensor& x) {
 // x itself if it lies in this layout without gaps, else a copy that does.
 Tensor in_layout(Layout layout, const Tensor& x) {
   if (lies_in(layout, x)) return x;
-  Tensor copy = empty(x.dim(), x.sizes().data(), strides_in(layout, x).data(), dtype_of(x), x);
+  Tensor copy = empty(x.dim(), x.sizes().data(), strides_in(layout, x).data(),
+                      torch_dtype_of(dtype_of(x)), x);
   torch::stable::copy_(copy, x);
   return copy;
 }

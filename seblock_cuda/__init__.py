@@ -6,7 +6,7 @@
 
 from seblock_cuda._ops import explain
 from seblock_cuda.functional import SEBlockFunction, squeeze_excitation
-from seblock_cuda.layers import SEBlock
+from seblock_cuda.layers import SEBlock, SEResidual
 
 __version__ = "0.1.0"
-__all__ = ["SEBlock", "SEBlockFunction", "explain", "squeeze_excitation"]
+__all__ = ["SEBlock", "SEBlockFunction", "SEResidual", "explain", "squeeze_excitation"]

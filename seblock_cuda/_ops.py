@@ -6,6 +6,7 @@ raised when an operator is needed.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,19 @@ def explain(
     expand_weight: Tensor | None = None,
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    residual_activation: str | None = None,
 ) -> Any:
     """How the CUDA kernels run these arguments: strategy, launch shape, bytes moved. Printable.
 
-    Takes tensors of any device, also ``meta``: nothing is run.
+    Takes tensors of any device, also ``meta``: nothing is run. The plan is that for input's own
+    device if it is a CUDA device, else for an H200. ``SEBLOCK_STRATEGY`` counts, as it does for
+    the run itself.
 
     Raises:
-        TypeError, ValueError: as :func:`seblock_cuda.squeeze_excitation` does.
+        TypeError, ValueError: as :func:`seblock_cuda.squeeze_excitation` does; ValueError also if
+            the strategy that ``SEBLOCK_STRATEGY`` asks for cannot run these arguments.
         RuntimeError: the op library was not built.
     """
     require()
@@ -115,7 +122,9 @@ def explain(
     r = reduce_weight.shape[0]
     if expand_weight is None:
         expand_weight = reduce_weight.new_empty(c, r)
-    check_arguments(input, reduce_weight, expand_weight, reduce_bias, expand_bias)
+    check_arguments(input, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
+    tail = "none" if residual is None else "add_relu" if residual_activation else "add"
+    tensors = [input] if residual is None else [input, residual]
     return _core.plan(
         n,
         c,
@@ -124,7 +133,24 @@ def explain(
         dtype_name(input.dtype),
         "nchw" if _output_like(input).is_contiguous() else "nhwc",
         dtype_name(reduce_weight.dtype),
-        input.is_meta or input.data_ptr() % 16 == 0,
+        all(tensor.is_meta or tensor.data_ptr() % 16 == 0 for tensor in tensors),
+        tail,
+        _device_limits(input),
+        os.environ.get("SEBLOCK_STRATEGY", ""),
+    )
+
+
+def _device_limits(input: Tensor) -> Any:
+    from seblock_cuda import _core
+
+    if not input.is_cuda:
+        return _core.known_device("H200")
+    device: Any = torch.cuda.get_device_properties(input.device)
+    return _core.DeviceLimits(
+        device.multi_processor_count,
+        device.L2_cache_size,
+        device.shared_memory_per_block_optin,
+        device.shared_memory_per_multiprocessor,
     )
 
 
@@ -144,6 +170,22 @@ def _output_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=last)
 
 
+# What comes after x * gate, as the ops take it: Tail in csrc/se_types.h.
+TAIL_NONE, TAIL_ADD, TAIL_ADD_RELU = range(3)
+
+
+def mask_bytes(x: Tensor) -> int:
+    """Size of the mask that says where dy passes a ReLU: one byte for 16 bytes of x."""
+    per_byte = 16 // x.itemsize
+    return (x.numel() + per_byte - 1) // per_byte
+
+
+def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask as bools of x's shape; differentiated backwards need it so."""
+    bits = mask.unsqueeze(1) >> torch.arange(16 // x.itemsize, device=mask.device) & 1
+    return bits.bool().as_strided(x.shape, _output_like(x).stride())
+
+
 def _register_fakes() -> None:
     """Shapes, dtypes and strides of the results, for torch.compile, export and meta tensors."""
 
@@ -154,14 +196,17 @@ def _register_fakes() -> None:
         expand_weight: Tensor,
         reduce_bias: Tensor | None,
         expand_bias: Tensor | None,
+        residual: Tensor | None,
         activation: int,
         gate: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias)
+        tail: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
         acc = accumulation_dtype(x.dtype)
         n, c, r = x.shape[0], x.shape[1], reduce_weight.shape[0]
         pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
-        return _output_like(x), pooled, z1, gates
+        mask = x.new_empty(mask_bytes(x) if tail == TAIL_ADD_RELU else 0, dtype=torch.uint8)
+        return _output_like(x), pooled, z1, gates, mask
 
     @torch.library.register_fake("seblock_cuda::se_backward")  # type: ignore[untyped-decorator]
     def se_backward(
@@ -172,9 +217,11 @@ def _register_fakes() -> None:
         pooled: Tensor,
         z1: Tensor,
         gates: Tensor,
+        mask: Tensor,
         activation: int,
         gate: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        tail: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         r, c = reduce_weight.shape[:2]
         weights = torch.promote_types(reduce_weight.dtype, expand_weight.dtype)
         return (
@@ -183,6 +230,7 @@ def _register_fakes() -> None:
             expand_weight.new_empty(expand_weight.shape, dtype=weights),
             reduce_weight.new_empty(r, dtype=weights),
             reduce_weight.new_empty(c, dtype=weights),
+            _output_like(x) if tail == TAIL_ADD_RELU else x.new_empty(0),
         )
 
 

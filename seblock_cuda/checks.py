@@ -14,11 +14,11 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_name(argument: str, name: object, known: Iterable[str]) -> None:
+def check_name(argument: str, name: object, known: Iterable[str | None]) -> None:
     """Raises ValueError unless `name` is one of `known`."""
     known = list(known)
     if name not in known:
-        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"{argument} must be one of {', '.join(map(str, known))}, got {name!r}")
 
 
 def check_arguments(
@@ -27,6 +27,7 @@ def check_arguments(
     expand_weight: Tensor,
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> None:
     """Raises TypeError, ValueError or (mixed devices) RuntimeError if the op cannot take these.
 
@@ -34,6 +35,7 @@ def check_arguments(
         x: ``[N, C, *spatial]`` with 1 to 3 spatial dimensions, C >= 1 and spatial extents >= 1.
         reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, trailing 1s allowed, R >= 1.
         reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
+        residual: of x's shape and dtype, or None.
     """
     parameters = {
         "reduce_weight": reduce_weight,
@@ -41,17 +43,19 @@ def check_arguments(
         "reduce_bias": reduce_bias,
         "expand_bias": expand_bias,
     }
-    _check_tensors(x, parameters)
+    _check_tensors(x, {**parameters, "residual": residual})
     _check_input(x)
     _check_dtypes(x, parameters)
     _check_shapes(x, reduce_weight, expand_weight, reduce_bias, expand_bias)
+    if residual is not None:
+        _check_residual(x, residual)
 
 
-def _check_tensors(x: object, parameters: dict[str, Tensor | None]) -> None:
+def _check_tensors(x: object, arguments: dict[str, Tensor | None]) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"input must be a Tensor, got {type(x).__name__}")
-    for name, tensor in parameters.items():
-        optional = name.endswith("bias")
+    for name, tensor in arguments.items():
+        optional = not name.endswith("weight")
         if not isinstance(tensor, Tensor) and not (optional and tensor is None):
             expected = "a Tensor or None" if optional else "a Tensor"
             raise TypeError(f"{name} must be {expected}, got {type(tensor).__name__}")
@@ -94,14 +98,14 @@ def _check_shapes(
 ) -> None:
     c = x.shape[1]
     match = f"to match input {list(x.shape)}"
-    if reduce_weight.dim() < 2 or reduce_weight.shape[1] != c or _tail(reduce_weight):
+    if reduce_weight.dim() < 2 or reduce_weight.shape[1] != c or _wider(reduce_weight):
         raise ValueError(f"reduce_weight must be [R, {c}] {match}, got {list(reduce_weight.shape)}")
     r = reduce_weight.shape[0]
     if r == 0:
         raise ValueError(
             f"reduce_weight must be [R, {c}] with R at least 1, got {list(reduce_weight.shape)}"
         )
-    if expand_weight.dim() < 2 or list(expand_weight.shape[:2]) != [c, r] or _tail(expand_weight):
+    if expand_weight.dim() < 2 or list(expand_weight.shape[:2]) != [c, r] or _wider(expand_weight):
         raise ValueError(
             f"expand_weight must be [{c}, {r}] {match} "
             f"and reduce_weight {list(reduce_weight.shape)}, got {list(expand_weight.shape)}"
@@ -111,7 +115,19 @@ def _check_shapes(
             raise ValueError(f"{name} must be [{length}], got {list(bias.shape)}")
 
 
-def _tail(weight: Tensor) -> bool:
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have input's shape {list(x.shape)}, got {list(residual.shape)}"
+        )
+    if residual.dtype != x.dtype:
+        raise TypeError(
+            f"residual must be {dtype_name(x.dtype)} to match input, "
+            f"got {dtype_name(residual.dtype)}"
+        )
+
+
+def _wider(weight: Tensor) -> bool:
     """Whether dimensions beyond the first two are more than trailing 1s."""
     return any(size != 1 for size in weight.shape[2:])
 

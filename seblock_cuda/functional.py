@@ -17,13 +17,16 @@ from seblock_cuda.checks import check_arguments, check_name
 # name -> the number that the op takes.
 _ACTIVATIONS = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
 _GATES = {name: code for code, name in enumerate(reference.GATES)}
+# by residual_activation, where there is a residual
+_TAILS = {None: _ops.TAIL_ADD, "relu": _ops.TAIL_ADD_RELU}
 
 
 class SEBlockFunction(torch.autograd.Function):
     """The layer over the ops ``seblock_cuda::se_forward`` and ``seblock_cuda::se_backward``.
 
-    Saves x, the parameters and three small tensors (pooled [N, C], z1 [N, R], gate [N, C]). A
-    backward that is itself differentiated goes through the formulas of
+    Saves x, the parameters, three small tensors (pooled [N, C], z1 [N, R], gate [N, C]) and, where
+    a ReLU follows the residual, one bit per element that says where y is not positive: neither the
+    residual nor y is kept. A backward that is itself differentiated goes through the formulas of
     :mod:`seblock_cuda.reference`.
     """
 
@@ -35,30 +38,37 @@ class SEBlockFunction(torch.autograd.Function):
         expand_weight: Tensor,
         reduce_bias: Tensor | None,
         expand_bias: Tensor | None,
+        residual: Tensor | None,
         activation: str,
         gate: str,
+        tail: int,
     ) -> Tensor:
         parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
+        codes = (_ACTIVATIONS[activation], _GATES[gate], tail)
         y: Tensor
-        y, *saved = _ops.se_forward(x, *parameters, _ACTIVATIONS[activation], _GATES[gate])
+        y, *saved = _ops.se_forward(x, *parameters, residual, *codes)
         ctx.save_for_backward(x, *parameters, *saved)
-        ctx.names = (activation, gate)
+        ctx.names, ctx.codes = (activation, gate), codes
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, reduce_weight, expand_weight, reduce_bias, expand_bias, *saved = ctx.saved_tensors
-        activation, gate = ctx.names
         weights = (reduce_weight, expand_weight)
         biases = (reduce_bias, expand_bias)
+        tail = ctx.codes[2]
+        dresidual = None if tail == _ops.TAIL_NONE else dy
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = reference.backward(dy, x, *weights, *biases, activation, gate)
+            if tail == _ops.TAIL_ADD_RELU:
+                dy = dresidual = torch.where(_ops.unpack_mask(saved[-1], x), dy, 0.0)
+            gradients = reference.backward(dy, x, *weights, *biases, *ctx.names)[:5]
         else:
-            codes = (_ACTIVATIONS[activation], _GATES[gate])
-            gradients = _ops.se_backward(dy, x, *weights, *saved, *codes)
+            *gradients, masked_dy = _ops.se_backward(dy, x, *weights, *saved, *ctx.codes)
+            if tail == _ops.TAIL_ADD_RELU:
+                dresidual = masked_dy
         dx, dreduce, dexpand, *dbiases = gradients
         given = (None if b is None else db for b, db in zip(biases, dbiases))
-        return (dx, dreduce, dexpand, *given, None, None)
+        return (dx, dreduce, dexpand, *given, dresidual, None, None, None)
 
 
 _apply = cast("Callable[..., Tensor]", SEBlockFunction.apply)
@@ -78,6 +88,9 @@ def squeeze_excitation(
 ) -> Tensor:
     """Squeeze-and-Excitation: ``y = input * gate(W2 act(W1 mean(input) + b1) + b2)``.
 
+    With a residual, the tail of a residual block in the same pass:
+    ``y = residual_activation(input * gate + residual)``, rounded once.
+
     Hu et al., Squeeze-and-Excitation Networks, 2018 (arXiv:1709.01507). The mean is over space, the
     gate is one number per sample and channel. Sums and the two small products are float32 (float64
     for float64 input), whatever the storage dtype; the order of every sum is fixed, so the same
@@ -92,7 +105,9 @@ def squeeze_excitation(
         reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
         activation: relu, silu, gelu, hardswish or leaky_relu.
         gate: sigmoid, hardsigmoid or relu.
-        residual, residual_activation: not available yet, must be None.
+        residual: the shortcut, of input's shape and dtype, or None; in input's layout it is read
+            where it lies.
+        residual_activation: None or relu; only with a residual.
 
     Returns:
         A tensor of input's shape, dtype and layout.
@@ -101,28 +116,33 @@ def squeeze_excitation(
         TypeError: an argument of the wrong type or dtype.
         ValueError: wrong shapes, an empty spatial extent, C = 0, R = 0, an unknown name.
         RuntimeError: tensors on different devices; a device that the build cannot serve.
-        NotImplementedError: a residual was given.
 
     Under autocast nothing is cast: the output has input's dtype. Double backward and the transforms
     of ``torch.func`` go through the same formulas in plain PyTorch, and so do devices without
     kernels.
     """
-    if residual is not None or residual_activation is not None:
-        raise NotImplementedError(
-            "residual and residual_activation are not available yet: add the shortcut outside"
-        )
-    arguments = (input, reduce_weight, expand_weight, reduce_bias, expand_bias)
+    parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
     try:
         if _kernels_serve(input):
+            plain = residual is None and residual_activation is None
+            tail = _ops.TAIL_NONE if plain else _TAILS[residual_activation]
             if torch.is_grad_enabled():
-                return _apply(*arguments, activation, gate)
-            y: Tensor = _ops.se_forward(*arguments, _ACTIVATIONS[activation], _GATES[gate])[0]
+                return _apply(input, *parameters, residual, activation, gate, tail)
+            codes = (_ACTIVATIONS[activation], _GATES[gate], tail)
+            y: Tensor = _ops.se_forward(input, *parameters, residual, *codes)[0]
             return y
     except (RuntimeError, TypeError, KeyError, AttributeError):
-        _explain(*arguments, activation, gate)
+        _explain(input, *parameters, residual, activation, gate, residual_activation)
         raise  # nothing wrong with the arguments: the error stands
-    _explain(*arguments, activation, gate)
-    return reference.forward(*arguments, activation, gate)
+    _explain(input, *parameters, residual, activation, gate, residual_activation)
+    return reference.forward(
+        input,
+        *parameters,
+        activation,
+        gate,
+        residual=residual,
+        residual_activation=residual_activation,
+    )
 
 
 def _kernels_serve(x: Tensor) -> bool:
@@ -157,10 +177,15 @@ def _explain(
     expand_weight: Tensor,
     reduce_bias: Tensor | None,
     expand_bias: Tensor | None,
+    residual: Tensor | None,
     activation: str,
     gate: str,
+    residual_activation: str | None,
 ) -> None:
     """Raises the error that says what is wrong with the arguments, if anything is."""
     check_name("activation", activation, _ACTIVATIONS)
     check_name("gate", gate, _GATES)
-    check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias)
+    check_name("residual_activation", residual_activation, _TAILS)
+    check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
+    if residual is None and residual_activation is not None:
+        raise ValueError(f"residual must be given with residual_activation {residual_activation!r}")

@@ -60,3 +60,23 @@ class SEBlock(nn.Module):
             if isinstance(weight, Tensor) and weight.dim() in (2, 3):
                 state_dict[key] = weight.reshape(*weight.shape, *([1] * (4 - weight.dim())))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class SEResidual(SEBlock):
+    """The end of a residual block in one pass: ``relu(SEBlock(inputs) + shortcut)``.
+
+    Arguments, weights and ``state_dict`` are those of :class:`SEBlock`.
+    """
+
+    def forward(self, inputs: Tensor, shortcut: Tensor) -> Tensor:  # type: ignore[override]
+        """Two tensors ``[N, C, *spatial]`` to one of the same shape, dtype and layout."""
+        return squeeze_excitation(
+            inputs,
+            self.reduce.weight,
+            self.expand.weight,
+            residual=shortcut,
+            residual_activation="relu",
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, residual_activation=relu"

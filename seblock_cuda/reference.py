@@ -57,14 +57,18 @@ GATES: dict[str, tuple[Pointwise, Pointwise]] = {
 }
 
 
+RESIDUAL_ACTIVATIONS: dict[str | None, Pointwise] = {None: lambda y: y, "relu": F.relu}
+
+
 class Gradients(NamedTuple):
-    """What :func:`backward` returns; a bias that was not given has gradient ``None``."""
+    """What :func:`backward` returns; what was not given has gradient ``None``."""
 
     dx: Tensor
     dreduce_weight: Tensor
     dexpand_weight: Tensor
     dreduce_bias: Tensor | None
     dexpand_bias: Tensor | None
+    dresidual: Tensor | None = None
 
 
 class _Stages(NamedTuple):
@@ -120,8 +124,13 @@ def forward(
     activation: str = "relu",
     gate: str = "sigmoid",
     acc_dtype: torch.dtype | None = None,
+    *,
+    residual: Tensor | None = None,
+    residual_activation: str | None = None,
 ) -> Tensor:
     """``y = x * gate(W2 act(W1 mean(x) + b1) + b2)`` in plain PyTorch operations.
+
+    With a residual, ``y = residual_activation(x * gate + residual)``.
 
     Args:
         x: ``[N, C, *spatial]``, any floating dtype and strides.
@@ -136,7 +145,10 @@ def forward(
         stages = _excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
         )
-        return (x * _over_space(stages.gate, x)).to(x.dtype)
+        y = x * _over_space(stages.gate, x)
+        if residual is not None:
+            y = RESIDUAL_ACTIVATIONS[residual_activation](y + residual)
+        return y.to(x.dtype)
 
 
 def backward(
@@ -149,14 +161,22 @@ def backward(
     activation: str = "relu",
     gate: str = "sigmoid",
     acc_dtype: torch.dtype | None = None,
+    *,
+    residual: Tensor | None = None,
+    residual_activation: str | None = None,
 ) -> Gradients:
     """The gradients of :func:`forward`, written out; differentiable once more.
 
     ``dgate = sum(dy * x)``; ``dz2 = dgate * gate'``; ``dz1 = (W2^T dz2) * act'``;
     ``dpooled = W1^T dz1``; ``dx = dy * gate + dpooled / S``; ``dW2 = dz2^T hidden``;
-    ``dW1 = dz1^T pooled``.
+    ``dW1 = dz1^T pooled``. With a residual, ``dresidual`` is dy, or 0 where the ReLU stopped it,
+    and takes dy's place in all that follows.
     """
     acc = acc_dtype or accumulation_dtype(x.dtype)
+    parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
+    if residual is not None and residual_activation == "relu":
+        y = forward(x, *parameters, activation, gate, acc, residual=residual)
+        dy = torch.where(y <= 0, 0.0, dy)
     with _as_written(x):
         stages = _excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
@@ -174,6 +194,7 @@ def backward(
             (dz2.t() @ stages.hidden).reshape(expand_weight.shape).to(expand_weight.dtype),
             None if reduce_bias is None else dz1.sum(0).to(reduce_bias.dtype),
             None if expand_bias is None else dz2.sum(0).to(expand_bias.dtype),
+            None if residual is None else dy,
         )
 
 

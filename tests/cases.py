@@ -6,6 +6,7 @@ float64 is the truth. The bar is plain PyTorch in the same dtype: an error may n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from seblock_cuda import reference
 LOW_PRECISION = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *LOW_PRECISION, torch.float64]
 LAYOUTS = ["nchw", "nhwc"]
+# name -> residual_activation, where there is a residual
+TAILS = {"add": None, "add_relu": "relu"}
 
 # (N, C, spatial, R): what it covers
 SHAPES = {
@@ -47,6 +50,8 @@ class Problem:
     expand_bias: Tensor | None = None
     activation: str = "relu"
     gate: str = "sigmoid"
+    residual: Tensor | None = None
+    residual_activation: str | None = None
     names: tuple[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +60,11 @@ class Problem:
     @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.reduce_weight, self.expand_weight, self.reduce_bias, self.expand_bias
+
+    @property
+    def tail(self) -> dict[str, Any]:
+        """The keyword arguments of the residual."""
+        return {"residual": self.residual, "residual_activation": self.residual_activation}
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
@@ -71,10 +81,14 @@ def make_problem(
     bias: bool = False,
     activation: str = "relu",
     gate: str = "sigmoid",
+    tail: str | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> Problem:
-    """Random arguments; the mean of x differs by channel, so that the squeeze has work to do."""
+    """Random arguments; the mean of x differs by channel, so that the squeeze has work to do.
+
+    With a `tail`, one of TAILS, there is a residual.
+    """
     n, c, spatial, r = shape
     random = torch.Generator().manual_seed(seed)
 
@@ -92,6 +106,8 @@ def make_problem(
         normal(c, scale=0.5).to(device, weights) if bias else None,
         activation,
         gate,
+        in_layout(normal(n, c, *spatial).to(device, dtype), layout) if tail else None,
+        TAILS[tail] if tail else None,
     )
 
 
@@ -103,6 +119,7 @@ def workload_problem(
     samples: int,
     spatial: tuple[int, ...] | None = None,
     weight_dtype: torch.dtype | None = None,
+    tail: str | None = None,
     device: str = "cpu",
 ) -> Problem:
     """A row of the workload table with this batch, on whole planes or cut to `spatial`."""
@@ -119,6 +136,7 @@ def workload_problem(
         bias=workload.bias,
         activation=workload.activation,
         gate=workload.gate,
+        tail=tail,
         device=device,
     )
 
@@ -131,8 +149,9 @@ def _reference(problem: Problem, dtype: torch.dtype) -> dict[str, Tensor]:
 
     parameters = [cast(tensor) for tensor in problem.parameters]
     x, dy = problem.x.detach().to(dtype), problem.dy.detach().to(dtype)
-    y = reference.forward(x, *parameters, *problem.names, acc_dtype=dtype)  # type: ignore[arg-type]
-    gradients = reference.backward(dy, x, *parameters, *problem.names, acc_dtype=dtype)  # type: ignore[arg-type]
+    tail = {**problem.tail, "residual": cast(problem.residual), "acc_dtype": dtype}
+    y = reference.forward(x, *parameters, *problem.names, **tail)  # type: ignore[arg-type]
+    gradients = reference.backward(dy, x, *parameters, *problem.names, **tail)  # type: ignore[arg-type]
     return named(y, gradients)
 
 

@@ -42,20 +42,20 @@ def test_opcheck_forward(index: int, requires_grad: bool, device: str) -> None:
         tensor if tensor is None else tensor.detach().requires_grad_(requires_grad)
         for tensor in samples(device)[index]
     ]
-    torch.library.opcheck(torch.ops.seblock_cuda.se_forward, (*given, 1, 0))
+    torch.library.opcheck(torch.ops.seblock_cuda.se_forward, (*given, None, 1, 0, 0))
 
 
 @pytest.mark.parametrize("index", range(5))
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "training"])
 def test_opcheck_backward(index: int, requires_grad: bool, device: str) -> None:
     x, *parameters = samples(device)[index]
-    y, *saved = torch.ops.seblock_cuda.se_forward(x, *parameters, 1, 0)
+    y, *saved = torch.ops.seblock_cuda.se_forward(x, *parameters, None, 1, 0, 0)
     given = [
         tensor.detach().requires_grad_(requires_grad)
         for tensor in (torch.randn_like(y), x, *parameters[:2])
         if tensor is not None
     ]
-    torch.library.opcheck(torch.ops.seblock_cuda.se_backward, (*given, *saved, 1, 0))
+    torch.library.opcheck(torch.ops.seblock_cuda.se_backward, (*given, *saved, 1, 0, 0))
 
 
 class Network(nn.Module):

@@ -133,10 +133,40 @@ REFUSED: dict[str, tuple[dict[str, object], type[Exception], str]] = {
         ValueError,
         "gate must be one of sigmoid, hardsigmoid, relu, got 'tanh'",
     ),
-    "a residual": (
-        {"residual": torch.randn(8, 64, 6, 6)},
-        NotImplementedError,
-        "residual and residual_activation are not available yet",
+    "a residual of another shape": (
+        {"residual": torch.randn(8, 64, 6, 5)},
+        ValueError,
+        "residual must have input's shape [8, 64, 6, 6], got [8, 64, 6, 5]",
+    ),
+    "a residual to be broadcast": (
+        {"residual": torch.randn(8, 64, 1, 1)},
+        ValueError,
+        "residual must have input's shape [8, 64, 6, 6], got [8, 64, 1, 1]",
+    ),
+    "a residual of another dtype": (
+        {"residual": torch.randn(8, 64, 6, 6).double()},
+        TypeError,
+        "residual must be float32 to match input, got float64",
+    ),
+    "a residual that is a number": (
+        {"residual": 1.0},
+        TypeError,
+        "residual must be a Tensor or None, got float",
+    ),
+    "a residual on another device": (
+        {"residual": torch.randn(8, 64, 6, 6, device="meta")},
+        RuntimeError,
+        "residual must be on the device of input, cpu, got meta",
+    ),
+    "residual_activation without a residual": (
+        {"residual_activation": "relu"},
+        ValueError,
+        "residual must be given with residual_activation 'relu'",
+    ),
+    "unknown residual_activation": (
+        {"residual": torch.randn(8, 64, 6, 6), "residual_activation": "silu"},
+        ValueError,
+        "residual_activation must be one of None, relu, got 'silu'",
     ),
 }
 
@@ -158,8 +188,7 @@ def test_the_op_itself_refuses(case: str) -> None:
     change, _, _ = REFUSED[case]
     given = {**arguments(), **change}
     codes = {"activation": {"mish": 99}, "gate": {"tanh": -1}}
-    if "residual" in given:
-        pytest.skip("the op has no residual yet")
+    tails = {"relu": 2, "silu": 3}
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         torch.ops.seblock_cuda.se_forward(
             given["input"],
@@ -167,8 +196,10 @@ def test_the_op_itself_refuses(case: str) -> None:
             given["expand_weight"],
             given["reduce_bias"],
             given["expand_bias"],
+            given.get("residual"),
             codes["activation"].get(str(given.get("activation")), 0),
             codes["gate"].get(str(given.get("gate")), 0),
+            tails.get(str(given.get("residual_activation")), int("residual" in given)),
         )
 
 
@@ -176,17 +207,19 @@ def test_backward_op_refuses_what_forward_did_not_make() -> None:
     op = torch.ops.seblock_cuda
     given = list(arguments().values())
     x, weights = given[0], given[1:3]
-    y, pooled, z1, gate = op.se_forward(*given, 0, 0)
-    op.se_backward(y, x, *weights, pooled, z1, gate, 0, 0)
+    y, pooled, z1, gate, mask = op.se_forward(*given, x, 0, 0, 2)
+    op.se_backward(y, x, *weights, pooled, z1, gate, mask, 0, 0, 2)
     for bad in (
-        (y[:4], x, *weights, pooled, z1, gate),
-        (y.double(), x, *weights, pooled, z1, gate),
-        (y, x, *weights, pooled[:, :3], z1, gate),
-        (y, x, *weights, pooled, z1.double(), gate),
-        (y, x, *weights, pooled, z1, gate.t()),
+        (y[:4], x, *weights, pooled, z1, gate, mask),
+        (y.double(), x, *weights, pooled, z1, gate, mask),
+        (y, x, *weights, pooled[:, :3], z1, gate, mask),
+        (y, x, *weights, pooled, z1.double(), gate, mask),
+        (y, x, *weights, pooled, z1, gate.t(), mask),
+        (y, x, *weights, pooled, z1, gate, mask[1:]),
+        (y, x, *weights, pooled, z1, gate, mask.bool()),
     ):
         with pytest.raises(RuntimeError, match="seblock_cuda"):
-            op.se_backward(*bad, 0, 0)
+            op.se_backward(*bad, 0, 0, 2)
 
 
 @pytest.mark.parametrize("channels, ration", [(64, 0.001), (3, 1 / 16), (64, 0.0), (64, -0.5)])

@@ -80,8 +80,8 @@ def test_the_plan_for_meta_and_fake_tensors_has_the_same_strides(device: str) ->
             c = x.shape[1]
             weights = [base.reduce_weight[:, :c], base.expand_weight[:c]]
             op = torch.ops.seblock_cuda.se_forward
-            real = op(x, *weights, None, None, 0, 0)[0]
-            fake = op(_meta(x), *map(_meta, weights), None, None, 0, 0)[0]
+            real = op(x, *weights, None, None, None, 0, 0, 0)[0]
+            fake = op(_meta(x), *map(_meta, weights), None, None, None, 0, 0, 0)[0]
             assert fake.stride() == real.stride()
 
 

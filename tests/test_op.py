@@ -11,9 +11,15 @@ from tests import cases
 
 def run(problem: cases.Problem) -> dict[str, torch.Tensor]:
     """y and all gradients through autograd."""
-    leaves = [problem.x, *problem.parameters]
+    leaves = [problem.x, *problem.parameters, problem.residual]
     inputs = [None if leaf is None else leaf.detach().requires_grad_() for leaf in leaves]
-    y = squeeze_excitation(*inputs, activation=problem.activation, gate=problem.gate)
+    y = squeeze_excitation(
+        *inputs[:-1],
+        activation=problem.activation,
+        gate=problem.gate,
+        residual=inputs[-1],
+        residual_activation=problem.residual_activation,
+    )
     given = [leaf for leaf in inputs if leaf is not None]
     gradients = iter(torch.autograd.grad(y, given, problem.dy))
     return cases.named(

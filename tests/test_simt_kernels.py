@@ -9,20 +9,66 @@ import torch
 
 from seblock_cuda.reference import ACTIVATIONS, GATES
 from tests import cases
-from tests.simt import guards, kernels
+from tests.simt import audit, guards, kernels
+
+# What strategies T and R divide: groups of samples, channel slices, row slices; a plane to a block.
+SLICED = [
+    (5, 64, (7, 7), 128),
+    (3, 64, (24, 40), 8),
+    (2, 48, (31, 33), 6),
+    (1, 1032, (3, 3), 9),
+    (1, 8, (120, 120), 4),
+    (3, 8, (2, 2), 3),
+]
 
 
-def check(simt: ModuleType, problem: cases.Problem) -> kernels.Run:
-    run = kernels.run(simt, problem.dy, problem.x, *problem.parameters, *problem.names)
+def check(simt: ModuleType, problem: cases.Problem, strategy: str = "split") -> kernels.Run:
+    run = kernels.run(simt, problem, strategy=strategy)
     cases.check_no_worse_than_plain(cases.named(run.y, run.gradients), problem)
     return run
 
 
+def planned(simt: ModuleType, problem: cases.Problem, strategy: str) -> None:
+    """Skips, visibly, what the strategy cannot run."""
+    try:
+        audit.plan_of(simt, problem, strategy)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("tail", [None, *cases.TAILS])
+@pytest.mark.parametrize("strategy", kernels.STRATEGIES)
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("shape", cases.SHAPES)
-def test_shapes(simt: ModuleType, shape: str, layout: str, dtype: torch.dtype) -> None:
-    check(simt, cases.make_problem(cases.SHAPES[shape], dtype, layout))
+def test_shapes(
+    simt: ModuleType, shape: str, layout: str, dtype: torch.dtype, strategy: str, tail: str | None
+) -> None:
+    if dtype == torch.float64 and strategy != "split":
+        pytest.skip("float64 is left to strategy split")
+    problem = cases.make_problem(cases.SHAPES[shape], dtype, layout, tail=tail)
+    planned(simt, problem, strategy)
+    check(simt, problem, strategy)
+
+
+@pytest.mark.parametrize("tail", [None, "add_relu"])
+@pytest.mark.parametrize("strategy", ["stream", "resident"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("shape", SLICED, ids=str)
+def test_groups_and_slices(
+    simt: ModuleType,
+    shape: tuple[int, int, tuple[int, ...], int],
+    layout: str,
+    dtype: torch.dtype,
+    strategy: str,
+    tail: str | None,
+) -> None:
+    problem = cases.make_problem(
+        shape, dtype, layout, weight_dtype=torch.float32, bias=True, tail=tail
+    )
+    planned(simt, problem, strategy)
+    check(simt, problem, strategy)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -33,11 +79,13 @@ def test_float32_weights(simt: ModuleType, dtype: torch.dtype) -> None:
     check(simt, problem)
 
 
+@pytest.mark.parametrize("strategy", kernels.STRATEGIES)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_and_gates(simt: ModuleType, activation: str, gate: str) -> None:
+def test_activations_and_gates(simt: ModuleType, activation: str, gate: str, strategy: str) -> None:
     shape = (4, 16, (3, 5), 6)
-    check(simt, cases.make_problem(shape, bias=True, activation=activation, gate=gate))
+    problem = cases.make_problem(shape, bias=True, activation=activation, gate=gate)
+    check(simt, problem, strategy)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
@@ -55,9 +103,10 @@ def test_misaligned_storage(simt: ModuleType, dtype: torch.dtype, layout: str) -
     check(simt, problem)
 
 
+@pytest.mark.parametrize("strategy", kernels.STRATEGIES)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("workload", cases.workloads(), ids=lambda row: row.name)
-def test_workloads(simt: ModuleType, workload: cases.Workload, layout: str) -> None:
+def test_workloads(simt: ModuleType, workload: cases.Workload, layout: str, strategy: str) -> None:
     """Every row of the workload table: its channels and squeeze, on a plane cut to a few
     positions.
     """
@@ -70,16 +119,18 @@ def test_workloads(simt: ModuleType, workload: cases.Workload, layout: str) -> N
         spatial=spatial,
         weight_dtype=torch.float32,
     )
-    check(simt, problem)
+    planned(simt, problem, strategy)
+    check(simt, problem, strategy)
 
 
-def test_a_sample_does_not_depend_on_its_batch(simt: ModuleType) -> None:
-    whole = cases.make_problem((9, 24, (6, 7), 3))
-    y = check(simt, whole).y
+@pytest.mark.parametrize("strategy", kernels.STRATEGIES)
+def test_a_sample_does_not_depend_on_its_batch(simt: ModuleType, strategy: str) -> None:
+    whole = cases.make_problem((9, 24, (6, 7), 3), torch.bfloat16)
+    y = check(simt, whole, strategy).y
     for n in (0, 4, 8):
-        part = cases.make_problem((9, 24, (6, 7), 3))
+        part = cases.make_problem((9, 24, (6, 7), 3), torch.bfloat16)
         part.x, part.dy = whole.x[n : n + 1].clone(), whole.dy[n : n + 1].clone()
-        assert torch.equal(check(simt, part).y, y[n : n + 1])
+        assert torch.equal(check(simt, part, strategy).y, y[n : n + 1])
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -93,3 +144,20 @@ def test_any_schedule_gives_the_same_bits(
     """Random order of threads and blocks, one to three resident blocks, 20 seeds."""
     problem = cases.make_problem(shape, dtype, layout, bias=True)
     assert guards.schedules(simt, problem) == ""
+
+
+@pytest.mark.parametrize("strategy", ["stream", "resident"])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("shape", SLICED[:3], ids=str)
+def test_any_schedule_of_tickets(
+    simt: ModuleType,
+    shape: tuple[int, int, tuple[int, ...], int],
+    layout: str,
+    strategy: str,
+) -> None:
+    """The same where blocks wait for each other; with one resident block, none waits forever."""
+    problem = cases.make_problem(
+        shape, torch.bfloat16, layout, weight_dtype=torch.float32, bias=True, tail="add_relu"
+    )
+    planned(simt, problem, strategy)
+    assert guards.schedules(simt, problem, strategy=strategy) == ""

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from tests import cases
-from tests.simt import build, guards, kernels, mutants
+from tests.simt import audit, build, guards, kernels, mutants
 
 Shape = tuple[int, int, tuple[int, ...], int]
 
@@ -21,6 +20,7 @@ EVEN: Shape = (2, 32, (8, 8), 5)
 PLANES: Shape = (2, 24, (7, 7), 5)  # planes that start between two vectors
 ODD: Shape = (1, 13, (5, 11), 3)  # the tensor ends in the middle of a vector
 ROWS: Shape = (2, 24, (9, 9), 5)
+SLICES: Shape = (3, 64, (24, 40), 8)  # several slices, groups and tasks of strategy T
 SAMPLES: Shape = (33, 16, (4, 4), 3)  # more than one tile of samples
 
 
@@ -29,8 +29,9 @@ class Case:
     mutant: mutants.Mutant
     shape: Shape
     layout: str
-    guard: Callable[[ModuleType, cases.Problem], str]
+    guard: Callable[..., str]
     message: str  # a part of what the guard says
+    strategy: str
 
 
 def case(
@@ -39,11 +40,13 @@ def case(
     file: str,
     shape: Shape,
     layout: str,
-    guard: Callable[[ModuleType, cases.Problem], str],
+    guard: Callable[..., str],
     message: str,
     *replacements: tuple[str, str],
 ) -> Case:
-    return Case(mutants.Mutant(name, launcher, file, replacements), shape, layout, guard, message)
+    mutant = mutants.Mutant(name, launcher, file, replacements)
+    strategy = "stream" if launcher.endswith("_stream.cu") else "split"
+    return Case(mutant, shape, layout, guard, message, strategy)
 
 
 LOAD_X = "if (i + kVec <= total) load(p.map.in + i, values[u]);"
@@ -53,7 +56,7 @@ TILE_BARRIER = "    sync_threads();\n    for (int n = 0; n < kTile; ++n) {"
 CASES = [
     case(
         "x read twice by the scale",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/scale.cuh",
         EVEN,
         "nchw",
@@ -63,7 +66,7 @@ CASES = [
     ),
     case(
         "one more launch that reads x",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/scale.cuh",
         EVEN,
         "nhwc",
@@ -77,7 +80,7 @@ CASES = [
     ),
     case(
         "no barrier between the halvings",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         ROWS,
         "nhwc",
@@ -87,7 +90,7 @@ CASES = [
     ),
     case(
         "no barrier between the halvings, by schedule",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         ROWS,
         "nhwc",
@@ -117,7 +120,7 @@ CASES = [
     ),
     case(
         "a barrier in a branch",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         ROWS,
         "nhwc",
@@ -127,7 +130,7 @@ CASES = [
     ),
     case(
         "the last vector read whole",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/scale.cuh",
         ODD,
         "nchw",
@@ -137,7 +140,7 @@ CASES = [
     ),
     case(
         "one element read beyond x",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         ODD,
         "nchw",
@@ -147,7 +150,7 @@ CASES = [
     ),
     case(
         "one vector written beyond y",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/scale.cuh",
         EVEN,
         "nchw",
@@ -157,7 +160,7 @@ CASES = [
     ),
     case(
         "a vector of y not written",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/scale.cuh",
         EVEN,
         "nchw",
@@ -167,7 +170,7 @@ CASES = [
     ),
     case(
         "a sum not written",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         PLANES,
         "nchw",
@@ -178,7 +181,7 @@ CASES = [
     ),
     case(
         "the sum of a wrong lane",
-        "forward.cu",
+        "forward_split.cu",
         "device/math.cuh",
         PLANES,
         "nchw",
@@ -188,7 +191,7 @@ CASES = [
     ),
     case(
         "shared memory too small",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         ROWS,
         "nhwc",
@@ -198,7 +201,7 @@ CASES = [
     ),
     case(
         "lanes that are not neighbours",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/scale.cuh",
         EVEN,
         "nchw",
@@ -212,13 +215,97 @@ CASES = [
     ),
     case(
         "a border element in both planes",
-        "forward.cu",
+        "forward_split.cu",
         "kernels/squeeze.cuh",
         PLANES,
         "nchw",
         guards.values,
         "pooled:",
         ("&& i + e < end ?", "&& i + e <= end ?"),
+    ),
+    case(
+        "no wait for the other slices",
+        "forward_stream.cu",
+        "kernels/stream.cuh",
+        SLICES,
+        "nchw",
+        guards.schedules,
+        "other bits in y",
+        ("if (!alone && thread_index() == 0) {\n        await", "if (false) {\n        await"),
+    ),
+    case(
+        "a wait for one slice too few",
+        "forward_stream.cu",
+        "kernels/stream.cuh",
+        SLICES,
+        "nhwc",
+        guards.schedules,
+        "other bits in",
+        (
+            "plan.channel_slices * plan.row_slices);\n      }",
+            "plan.channel_slices * plan.row_slices - 1);\n      }",
+        ),
+    ),
+    case(
+        "a slice that is not published",
+        "forward_stream.cu",
+        "kernels/stream.cuh",
+        SLICES,
+        "nchw",
+        guards.values,
+        "stuck wait",
+        (
+            "if (!alone && thread_index() == 0) publish",
+            "if (ticket && thread_index() == 0) publish",
+        ),
+    ),
+    case(
+        "published before it is written",
+        "backward_stream.cu",
+        "kernels/stream.cuh",
+        SLICES,
+        "nchw",
+        guards.schedules,
+        "other bits in",
+        ("      ahead.squeeze();\n      sync_threads();\n", ""),
+        (
+            "publish(p.counters + 1 + ahead.group());\n",
+            "publish(p.counters + 1 + ahead.group());\n"
+            "      ahead.squeeze();\n      sync_threads();\n",
+        ),
+    ),
+    case(
+        "x read from memory for the scale, and once more",
+        "forward_stream.cu",
+        "kernels/pass.cuh",
+        SLICES,
+        "nhwc",
+        guards.traffic,
+        "bytes read again in one launch",
+        (
+            "loaded.x = load_packed<Use::last>(x + i);",
+            "load_packed<Use::last>(x + i), loaded.x = load_packed<Use::last>(x + i);",
+        ),
+    ),
+    case(
+        "no barrier before the sums are projected",
+        "forward_stream.cu",
+        "kernels/stream.cuh",
+        SLICES,
+        "nchw",
+        guards.traffic,
+        "of shared memory, which",
+        ("    sync_threads();\n    project_in();", "    project_in();"),
+    ),
+    case(
+        "the mask of the vector beside it",
+        "forward_stream.cu",
+        "kernels/pass.cuh",
+        SLICES,
+        "nchw",
+        guards.traffic,
+        "outside every tensor: at byte",
+        ("store(mask + i / kVec,", "store(mask + i / kVec + 1,"),
     ),
     case(
         "a tile by columns",
@@ -254,25 +341,37 @@ def modules(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Path]]]
 
 
 def problem_of(shape: Shape, layout: str) -> cases.Problem:
-    return cases.make_problem(shape, torch.bfloat16, layout, weight_dtype=torch.float32, bias=True)
+    return cases.make_problem(
+        shape,
+        torch.bfloat16,
+        layout,
+        weight_dtype=torch.float32,
+        bias=True,
+        tail="add_relu" if shape == SLICES else None,
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutant.name)
 def test_the_guard_goes_red(modules: dict[str, Future[Path]], case: Case) -> None:
     module = kernels.load(modules[case.mutant.name].result())
-    message = case.guard(module, problem_of(case.shape, case.layout))
+    message = case.guard(module, problem_of(case.shape, case.layout), strategy=case.strategy)
     assert case.message in message, message or "the guard saw nothing"
 
 
+@pytest.mark.parametrize("strategy", kernels.STRATEGIES)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
-@pytest.mark.parametrize("shape", [EVEN, PLANES, ODD, ROWS, SAMPLES], ids=str)
+@pytest.mark.parametrize("shape", [EVEN, PLANES, ODD, ROWS, SAMPLES, SLICES], ids=str)
 def test_the_unbroken_kernels_pass_every_guard(
-    modules: dict[str, Future[Path]], shape: Shape, layout: str
+    modules: dict[str, Future[Path]], shape: Shape, layout: str, strategy: str
 ) -> None:
     if layout == "nhwc" and shape[1] % 8:
         pytest.skip("needs one-element accesses, which this build leaves out")
     module = kernels.load(modules["base"].result())
     problem = problem_of(shape, layout)
-    assert guards.traffic(module, problem) == ""
-    assert guards.values(module, problem) == ""
-    assert guards.schedules(module, problem, range(1, 4)) == ""
+    try:
+        audit.plan_of(module, problem, strategy)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    assert guards.traffic(module, problem, strategy) == ""
+    assert guards.values(module, problem, strategy) == ""
+    assert guards.schedules(module, problem, range(1, 4), strategy) == ""

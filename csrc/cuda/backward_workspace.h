@@ -1,7 +1,7 @@
-// How the backward pass divides its workspace, and the launcher of its last stage.
+// How the backward pass divides its workspace.
 #pragma once
 
-#include "launch.h"
+#include "se_types.h"
 
 namespace seblock::cuda {
 
@@ -9,6 +9,7 @@ template <typename acc_t>
 struct BackwardWorkspace {
   acc_t* dz2;      // [N, C]
   acc_t* dz1;      // [N, R]
+  acc_t* rest;     // strategy stream: StreamWorkspace of plan.h; split: the two below
   acc_t* shift;    // [N, C]          dpooled / S
   acc_t* partial;  // [splits, N, C]  parts of dgate
 
@@ -16,11 +17,10 @@ struct BackwardWorkspace {
     const Shape& shape = p.problem.shape;
     dz2 = static_cast<acc_t*>(p.workspace);
     dz1 = dz2 + shape.n * shape.c;
-    shift = dz1 + shape.n * shape.r;
+    rest = dz1 + shape.n * shape.r;
+    shift = rest;
     partial = shift + shape.n * shape.c;
   }
 };
-
-void weight_grad(const BackwardParams& params, void* stream);
 
 }  // namespace seblock::cuda

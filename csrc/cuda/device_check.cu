@@ -1,8 +1,10 @@
-// Whether the kernels can run on a device: asked once per device, before its first launch.
+// Whether the kernels can run on a device, and its limits: asked once per device, before its first
+// launch.
 #include <cuda_runtime.h>
 
 #include <array>
 #include <atomic>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -43,10 +45,33 @@ void check(int device) {
       cudaGetErrorString(error) + "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
 }
 
+constexpr int kMaxDevices = 64;
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("seblock_cuda: ") + cudaGetErrorString(error));
+  return value;
+}
+
 }  // namespace
 
+const DeviceLimits& limits_of(int device) {
+  static std::array<std::once_flag, kMaxDevices> asked;
+  static std::array<DeviceLimits, kMaxDevices> limits;
+  if (device < 0 || device >= kMaxDevices)
+    throw std::runtime_error("seblock_cuda: device " + std::to_string(device) + " is one too many");
+  std::call_once(asked[device], [&] {
+    limits[device] = {attribute(cudaDevAttrMultiProcessorCount, device),
+                      attribute(cudaDevAttrL2CacheSize, device),
+                      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device)};
+  });
+  return limits[device];
+}
+
 void require_usable(int device) {
-  constexpr int kMaxDevices = 64;
   static std::array<std::atomic<bool>, kMaxDevices> usable{};
   if (device < kMaxDevices && usable[device].load(std::memory_order_relaxed)) return;
   check(device);

@@ -30,6 +30,22 @@ void dispatch_input(DType dtype, F&& f) {
   throw std::runtime_error("dispatch_input: unknown dtype");
 }
 
+// The same without float64, for the kernels whose sums are float32.
+template <typename F>
+void dispatch_narrow(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float32:
+      return f(Type<float>{});
+    case DType::bfloat16:
+      return f(Type<__nv_bfloat16>{});
+    case DType::float16:
+      return f(Type<__half>{});
+    default:
+      throw std::runtime_error(
+          "dispatch_narrow: the plan's strategy has no kernels for this dtype");
+  }
+}
+
 // Calls f(Type<weight_t>, Type<acc_t>): the excite never sees the type of x, only that of the sums.
 template <typename F>
 void dispatch_weight(DType dtype, DType weight_dtype, F&& f) {

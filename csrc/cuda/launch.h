@@ -11,6 +11,9 @@ namespace seblock::cuda {
 void forward(const ForwardParams& params, const SePlan& plan, void* stream);
 void backward(const BackwardParams& params, const SePlan& plan, void* stream);
 
+// What the plan needs to know of a device: asked once.
+const DeviceLimits& limits_of(int device);
+
 // Raises, naming both, if the kernels were not built for this device or its driver is too old.
 void require_usable(int device);
 

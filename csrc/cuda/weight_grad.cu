@@ -2,6 +2,7 @@
 #include "backward_workspace.h"
 #include "dispatch.cuh"
 #include "kernels/weight_grad.cuh"
+#include "strategies.h"
 
 namespace seblock::cuda {
 

@@ -1,15 +1,17 @@
 """The traffic table: what the CUDA kernels do to memory, counted on the SIMT harness.
 
-    python -m tests.simt.audit [--samples 1] [--network seresnet50]
+    python -m tests.simt.audit [--samples 2] [--network seresnet50] [--strategy stream] [--residual]
 
-One line per workload, layout and direction, in bfloat16 with float32 weights. The columns:
+One line per strategy, workload, layout and direction, in bfloat16 with float32 weights, planned for
+a device of two multiprocessors. The columns:
 
-    x reads     passes over |x|, the bytes of x: reads of x and dy for the first time + again in a
-                later launch + again in the same launch (vectors on the border of two planes)
-    writes      passes over |x|: y or dx
-    distance    the largest between two touches of a byte of x or dy, in |x|: what a cache would
-                have to hold for the second read to hit it
-    sectors     efficiency: least 32-byte sectors / sectors touched, of x, dy, y and dx
+    x reads     passes over |x|, the bytes of x, in tensors of that size: for the first time + again
+                in a later launch + again in the same launch (strategy stream: from L2; and vectors
+                on the border of two planes)
+    writes      passes over |x|: y or dx, and what a residual adds
+    distance    the largest between two touches of a byte of those tensors, in |x|: what a cache
+                would have to hold for the second read to hit it
+    sectors     efficiency: least 32-byte sectors / sectors touched, of those tensors
     shared      dynamic shared memory of a block, the most of any launch, in bytes
     conflicts   bank conflicts in shared memory per request
     weights     read, in |W1| + |W2|
@@ -36,7 +38,7 @@ from tests import cases
 from tests.simt import build, kernels
 
 DIRECTIONS = ["forward", "backward"]
-BIG = ["x", "dy", "y", "dx"]
+BIG = ["x", "dy", "residual", "mask", "y", "dx", "dresidual"]
 SMALL = ["pooled", "z1", "gate", "workspace"]
 
 
@@ -63,6 +65,12 @@ def summarize(launches: list[kernels.Launch]) -> Summary:
     def total(field: str, names: Sequence[str]) -> int:
         return sum(launch.tensors[name][field] for launch in launches for name in names)
 
+    # What a launch reads of dresidual it may have written itself: then it has had it before.
+    for launch in launches:
+        kept = launch.tensors.get("dresidual")
+        if kept and kept["written"]:
+            kept["read_repeatedly"] += kept.pop("first_read")
+            kept["first_read"] = 0
     present = set(launches[0].tensors) if launches else set()
     big, small = ([name for name in names if name in present] for names in (BIG, SMALL))
     weights = [name for name in ("W1", "W2") if name in present]
@@ -89,25 +97,39 @@ def summarize(launches: list[kernels.Launch]) -> Summary:
     )
 
 
-def measure(module: ModuleType, problem: cases.Problem) -> dict[str, Summary]:
+def measure(
+    module: ModuleType, problem: cases.Problem, strategy: str = "split"
+) -> dict[str, Summary]:
     """Runs forward and backward with every access recorded."""
-    arguments = (problem.dy, problem.x, *problem.parameters, *problem.names)
-    run = kernels.run(module, *arguments, record=True)
+    run = kernels.run(module, problem, strategy=strategy, record=True)
     return {
         "forward": summarize(run.forward_launches),
         "backward": summarize(run.backward_launches),
     }
 
 
-def plan_of(problem: cases.Problem) -> _core.SePlan:
-    """The plan by which the harness runs the problem."""
-    x, weight = problem.x, problem.reduce_weight
+def plan_of(module: ModuleType, problem: cases.Problem, strategy: str = "split") -> _core.SePlan:
+    """The plan by which the harness runs the problem; ValueError if `strategy` cannot."""
+    x, weight, residual = problem.x, problem.reduce_weight, problem.residual
     n, c = x.shape[:2]
     s = x.shape[2:].numel()
     layout = cases.LAYOUTS[kernels.layout_of(x)]
-    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x, problem.dy))
+    aligned = all(t.data_ptr() % 16 == 0 for t in (x, problem.dy, residual) if t is not None)
     names = [str(tensor.dtype).removeprefix("torch.") for tensor in (x, weight)]
-    return _core.plan(n, c, s, weight.shape[0], names[0], layout, names[1], aligned)
+    tails = {None: "add", "relu": "add_relu"}
+    return _core.plan(
+        n,
+        c,
+        s,
+        weight.shape[0],
+        names[0],
+        layout,
+        names[1],
+        aligned,
+        "none" if residual is None else tails[problem.residual_activation],
+        _core.DeviceLimits(*module.limits()),
+        strategy,
+    )
 
 
 def differences(summary: Summary, stated: _core.Traffic) -> dict[str, tuple[int, int]]:
@@ -123,10 +145,12 @@ def differences(summary: Summary, stated: _core.Traffic) -> dict[str, tuple[int,
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def problem_of(workload: Workload, layout: str, samples: int = 1) -> cases.Problem:
+def problem_of(
+    workload: Workload, layout: str, samples: int = 1, tail: str | None = None
+) -> cases.Problem:
     """The workload on whole planes, the batch cut to `samples`."""
     return cases.workload_problem(
-        workload, torch.bfloat16, layout, samples=samples, weight_dtype=torch.float32
+        workload, torch.bfloat16, layout, samples=samples, weight_dtype=torch.float32, tail=tail
     )
 
 
@@ -136,27 +160,31 @@ class Row:
 
     text: str
     as_planned: bool
-    repeated: float  # in |x|
+    beyond: float  # reads of x in the launch that has had it, that the plan does not state; in |x|
     efficiency: float
     bank_conflicts: int
 
 
-def rows_of(job: tuple[Workload, str, int]) -> list[Row]:
-    """The lines of the table for one workload in one layout."""
-    workload, layout, samples = job
+def rows_of(job: tuple[Workload, str, str, int, str | None]) -> list[Row]:
+    """The lines of the table for one workload in one layout; none if the strategy cannot run it."""
+    workload, layout, strategy, samples, tail = job
     torch.set_num_threads(1)
-    problem = problem_of(workload, layout, samples)
-    plan = plan_of(problem)
     module = kernels.load(build.build_kernels())
+    problem = problem_of(workload, layout, samples, tail)
+    try:
+        plan = plan_of(module, problem, strategy)
+    except ValueError:
+        return []
     rows = []
-    for direction, summary in measure(module, problem).items():
-        differs = differences(summary, getattr(plan, direction))
+    for direction, summary in measure(module, problem, strategy).items():
+        stated = getattr(plan, direction)
+        differs = differences(summary, stated)
         text = (
-            f"{plan.strategy:9} {direction:9} {layout:7} {workload.name:21} "
+            f"{strategy:9} {direction:9} {layout:7} {workload.name:21} "
             f"{_columns(summary, problem.x, problem.reduce_weight)}  {differs or '='}"
         )
-        repeated = summary.x_repeated / problem.x.nbytes
-        rows.append(Row(text, not differs, repeated, summary.efficiency, summary.bank_conflicts))
+        beyond = (summary.x_repeated - stated.again) / problem.x.nbytes
+        rows.append(Row(text, not differs, beyond, summary.efficiency, summary.bank_conflicts))
     return rows
 
 
@@ -181,25 +209,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print the traffic table.")
     parser.add_argument("--samples", type=int, default=1, help="the batch (default 1)")
     parser.add_argument("--network", help="only this network of the workload table")
+    parser.add_argument("--strategy", choices=kernels.STRATEGIES, help="only this one")
+    parser.add_argument("--residual", action="store_true", help="relu(x * gate + residual)")
     arguments = parser.parse_args()
     start = time.monotonic()
     build.build_kernels()
+    tail = "add_relu" if arguments.residual else None
     jobs = [
-        (workload, layout, arguments.samples)
+        (workload, layout, strategy, arguments.samples, tail)
+        for strategy in kernels.STRATEGIES
         for workload in workloads()
         for layout in cases.LAYOUTS
-        if arguments.network in (None, workload.network)
+        if arguments.network in (None, workload.network) and arguments.strategy in (None, strategy)
     ]
     print(f"bfloat16, float32 weights, batch {arguments.samples}, whole planes\n{HEADER}")
     rows: list[Row] = []
     with ProcessPoolExecutor() as pool:
         for part in pool.map(rows_of, jobs):
-            print("\n".join(row.text for row in part), flush=True)
+            for row in part:
+                print(row.text, flush=True)
             rows += part
     planned = sum(row.as_planned for row in rows)
     print(
-        f"{planned} of {len(rows)} lines as the plan states; read again in one launch: at most "
-        f"{max(row.repeated for row in rows):.3f} |x|; sector efficiency: at least "
+        f"{planned} of {len(rows)} lines as the plan states; read again beyond that: at most "
+        f"{max(row.beyond for row in rows):.3f} |x|; sector efficiency: at least "
         f"{min(row.efficiency for row in rows):.3f}; bank conflicts: "
         f"{sum(row.bank_conflicts for row in rows)}; {time.monotonic() - start:.0f} s"
     )

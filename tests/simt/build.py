@@ -33,8 +33,12 @@ SELFTEST = [
 KERNELS = [
     "tests/simt/module.cpp",
     "csrc/plan.cpp",
-    "csrc/cuda/forward.cu",
-    "csrc/cuda/backward.cu",
+    "csrc/plan_slice.cpp",
+    "csrc/cuda/launch.cu",
+    "csrc/cuda/forward_split.cu",
+    "csrc/cuda/forward_stream.cu",
+    "csrc/cuda/backward_split.cu",
+    "csrc/cuda/backward_stream.cu",
     "csrc/cuda/weight_grad.cu",
     *HARNESS,
 ]

@@ -21,6 +21,11 @@ void dispatch_input(DType dtype, F&& f) {
 }
 
 template <typename F>
+void dispatch_narrow(DType dtype, F&& f) {
+  dispatch_input(dtype, f);
+}
+
+template <typename F>
 void dispatch_weight(DType, DType weight_dtype, F&& f) {
   if (weight_dtype != DType::float32) throw std::runtime_error("only float32 is compiled");
   f(Type<float>{}, Type<float>{});

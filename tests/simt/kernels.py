@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from seblock_cuda import reference
+from tests import cases
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+TAILS = [
+    "",
+    None,
+    "relu",
+]  # residual_activation by the number of se_types.h's Tail; "": no residual
 POISON = float("nan")  # in every output and workspace before a run: a missing write shows
 
 
@@ -39,6 +45,7 @@ class Run:
     z1: Tensor
     gate: Tensor
     gradients: reference.Gradients
+    mask: Tensor | None  # of the residual's ReLU
     forward_launches: list[Launch] = field(default_factory=list)  # when recorded
     backward_launches: list[Launch] = field(default_factory=list)
 
@@ -58,48 +65,47 @@ def layout_of(x: Tensor) -> int:
     return 0 if x.is_contiguous() else 1
 
 
-def run(
-    module: ModuleType,
-    dy: Tensor,
-    x: Tensor,
-    reduce_weight: Tensor,
-    expand_weight: Tensor,
-    reduce_bias: Tensor | None = None,
-    expand_bias: Tensor | None = None,
-    activation: str = "relu",
-    gate: str = "sigmoid",
-    *,
-    record: bool = False,
-) -> Run:
-    """Forward and backward of x (contiguous or channels last, dy alike) on the harness `module`.
+STRATEGIES = ["split", "stream", "resident"]
 
-    With `record`, every access is checked and counted.
+
+def run(
+    module: ModuleType, problem: cases.Problem, *, strategy: str = "split", record: bool = False
+) -> Run:
+    """Forward and backward of the problem on the harness `module`, by `strategy`.
+
+    x is contiguous or channels last, dy and the residual alike. With `record`, every access is
+    checked and counted. Raises ValueError where the strategy cannot run the problem.
     """
+    x, dy, residual = problem.x, problem.dy, problem.residual
     n, c = x.shape[:2]
-    r = reduce_weight.shape[0]
+    r = problem.reduce_weight.shape[0]
     acc = reference.accumulation_dtype(x.dtype)
-    problem = module.Problem(
+    description = module.Problem(
         n,
         c,
-        x[0, 0].numel() if n else x.shape[2:].numel(),
+        x.shape[2:].numel(),
         r,
         layout_of(x),
         DTYPES.index(x.dtype),
-        DTYPES.index(reduce_weight.dtype),
-        list(reference.ACTIVATIONS).index(activation),
-        list(reference.GATES).index(gate),
+        DTYPES.index(problem.reduce_weight.dtype),
+        list(reference.ACTIVATIONS).index(problem.activation),
+        list(reference.GATES).index(problem.gate),
+        TAILS.index(problem.residual_activation) if residual is not None else 0,
     )
+    masked = problem.residual_activation == "relu"
+    aligned = all(t.data_ptr() % 16 == 0 for t in (x, dy, residual) if t is not None)
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.full(shape, POISON, dtype=dtype)
 
     def workspace(size: int) -> Tensor:
-        return torch.full((size // acc.itemsize,), POISON, dtype=acc)
+        return torch.full((-(-size // acc.itemsize),), POISON, dtype=acc)
 
-    forward_bytes, backward_bytes = module.workspace_bytes(problem)
-    weights = {"W1": reduce_weight, "W2": expand_weight}
-    biases = {"b1": reduce_bias, "b2": expand_bias}
+    forward_bytes, backward_bytes = module.workspace_bytes(description, aligned, strategy)
+    weights = {"W1": problem.reduce_weight, "W2": problem.expand_weight}
+    biases = {"b1": problem.reduce_bias, "b2": problem.expand_bias}
     y = torch.full_like(x, POISON)
+    mask = torch.full((-(-x.nbytes // 16),), 255, dtype=torch.uint8) if masked else None
     saved = {
         "pooled": empty(n, c, dtype=acc),
         "z1": empty(n, r, dtype=acc),
@@ -108,31 +114,37 @@ def run(
     forward = _direction(
         module,
         "forward",
-        problem,
-        {**weights, **biases, "x": x},
-        {"y": y, **saved, "workspace": workspace(forward_bytes)},
-        ["W1", "W2", "b1", "b2", "x", "y", "pooled", "z1", "gate", "workspace"],
+        description,
+        strategy,
+        {**weights, **biases, "x": x, "residual": residual},
+        {"y": y, "mask": mask, **saved, "workspace": workspace(forward_bytes)},
+        ["W1", "W2", "b1", "b2", "x", "residual", "y", "mask", *saved, "workspace"],
         record,
     )
     dx = torch.full_like(x, POISON)
+    dresidual = torch.full_like(x, POISON) if masked else None
     dweights = [torch.full_like(weight, POISON) for weight in weights.values()]
     dbiases = [None if bias is None else torch.full_like(bias, POISON) for bias in biases.values()]
     gradients = dict(zip(("dW1", "dW2", "db1", "db2"), (*dweights, *dbiases)))
     backward = _direction(
         module,
         "backward",
-        problem,
-        {**weights, "dy": dy, "x": x, **saved},
-        {"dx": dx, **gradients, "workspace": workspace(backward_bytes)},
-        ["W1", "W2", "dy", "x", *saved, "dx", *gradients, "workspace"],
+        description,
+        strategy,
+        {**weights, "dy": dy, "x": x, "mask": mask, **saved},
+        {"dx": dx, "dresidual": dresidual, **gradients, "workspace": workspace(backward_bytes)},
+        ["W1", "W2", "dy", "x", "mask", *saved, "dx", "dresidual", *gradients, "workspace"],
         record,
     )
+    if residual is not None and not masked:
+        dresidual = dy
     return Run(
         y,
         saved["pooled"],
         saved["z1"],
         saved["gate"],
-        reference.Gradients(dx, *dweights, *dbiases),
+        reference.Gradients(dx, *dweights, *dbiases, dresidual),
+        mask,
         forward_launches=forward,
         backward_launches=backward,
     )
@@ -142,6 +154,7 @@ def _direction(
     module: ModuleType,
     name: str,
     problem: object,
+    strategy: str,
     inputs: dict[str, Tensor | None],
     outputs: dict[str, Tensor | None],
     order: list[str],
@@ -152,7 +165,7 @@ def _direction(
     call = getattr(module, name)
     addresses = [0 if tensors[key] is None else tensors[key].data_ptr() for key in order]  # type: ignore[union-attr]
     if not record:
-        call(problem, addresses)
+        call(problem, strategy, addresses)
         return []
     present = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     module.start_recording(
@@ -162,7 +175,7 @@ def _direction(
         ]
     )
     try:
-        call(problem, addresses)
+        call(problem, strategy, addresses)
     finally:
         launches = module.stop_recording()
     return [

@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -13,6 +12,7 @@
 #include "launch.h"
 #include "memory.h"
 #include "plan.h"
+#include "plan_options.h"
 #include "simt.h"
 
 namespace py = pybind11;
@@ -33,38 +33,50 @@ bool aligned(std::initializer_list<uintptr_t> addresses) {
 }
 
 Problem problem_of(int64_t n, int64_t c, int64_t s, int64_t r, int layout, int dtype,
-                   int weight_dtype, int activation, int gate) {
+                   int weight_dtype, int activation, int gate, int tail) {
   return {{n, c, s, r},
           static_cast<Layout>(layout),
           static_cast<DType>(dtype),
           static_cast<DType>(weight_dtype),
           static_cast<Activation>(activation),
-          static_cast<Gate>(gate)};
+          static_cast<Gate>(gate),
+          static_cast<Tail>(tail)};
+}
+
+// Multiprocessors few enough that small problems have several tasks to a block, and samples to a
+// task.
+constexpr DeviceLimits kLimits = {2, kMiB, 99 * kKiB, 200 * kKiB};
+
+SePlan plan_of(const Problem& problem, bool aligned, const std::string& strategy) {
+  return plan(problem, aligned, kLimits, strategy_named(strategy));
 }
 
 using Addresses = std::vector<uintptr_t>;
 
-// tensors: reduce, expand, reduce_bias, expand_bias, x, y, pooled, z1, gate, workspace
-void forward(const Problem& problem, const Addresses& t) {
+// tensors: reduce, expand, reduce_bias, expand_bias, x, residual, y, mask, pooled, z1, gate,
+// workspace
+void forward(const Problem& problem, const std::string& strategy, const Addresses& t) {
   const ForwardParams params{
-      problem,       {pointer(t[0]), pointer(t[1]), pointer(t[2]), pointer(t[3])},
-      pointer(t[4]), pointer(t[5]),
-      pointer(t[6]), pointer(t[7]),
-      pointer(t[8]), pointer(t[9])};
-  cuda::forward(params, plan(problem, aligned({t[4], t[5]})), nullptr);
+      problem,        {pointer(t[0]), pointer(t[1]), pointer(t[2]), pointer(t[3])},
+      pointer(t[4]),  pointer(t[5]),
+      pointer(t[6]),  pointer(t[7]),
+      pointer(t[8]),  pointer(t[9]),
+      pointer(t[10]), pointer(t[11])};
+  cuda::forward(params, plan_of(problem, aligned({t[4], t[5], t[6]}), strategy), nullptr);
 }
 
-// tensors: reduce, expand, dy, x, pooled, z1, gate, dx, dreduce, dexpand, dreduce_bias,
-// dexpand_bias, workspace
-void backward(const Problem& problem, const Addresses& t) {
+// tensors: reduce, expand, dy, x, mask, pooled, z1, gate, dx, dresidual, dreduce, dexpand,
+// dreduce_bias, dexpand_bias, workspace
+void backward(const Problem& problem, const std::string& strategy, const Addresses& t) {
   const BackwardParams params{problem,        {pointer(t[0]), pointer(t[1]), nullptr, nullptr},
                               pointer(t[2]),  pointer(t[3]),
                               pointer(t[4]),  pointer(t[5]),
                               pointer(t[6]),  pointer(t[7]),
                               pointer(t[8]),  pointer(t[9]),
                               pointer(t[10]), pointer(t[11]),
-                              pointer(t[12])};
-  cuda::backward(params, plan(problem, aligned({t[2], t[3], t[7]})), nullptr);
+                              pointer(t[12]), pointer(t[13]),
+                              pointer(t[14])};
+  cuda::backward(params, plan_of(problem, aligned({t[2], t[3], t[8], t[9]}), strategy), nullptr);
 }
 
 using TensorTuple = std::tuple<std::string, uintptr_t, size_t, unsigned, bool>;
@@ -112,12 +124,13 @@ PYBIND11_MODULE(simt_kernels, m) {
   m.doc() = "The CUDA kernels' own source on the CPU.";
   // Local to this module: tests load it more than once, built from different kernels.
   py::class_<Problem>(m, "Problem", py::module_local()).def(py::init(&problem_of));
-  m.def("workspace_bytes", [](const Problem& problem) {
-    const SePlan chosen = plan(problem, true);
-    const SePlan scalar = plan(problem, false);
-    return std::make_pair(
-        std::max(chosen.forward_workspace_bytes, scalar.forward_workspace_bytes),
-        std::max(chosen.backward_workspace_bytes, scalar.backward_workspace_bytes));
+  m.def("limits", [] {
+    return std::make_tuple(kLimits.multiprocessors, kLimits.l2_bytes, kLimits.shared_bytes,
+                           kLimits.shared_bytes_per_multiprocessor);
+  });
+  m.def("workspace_bytes", [](const Problem& problem, bool aligned, const std::string& strategy) {
+    const SePlan chosen = plan_of(problem, aligned, strategy);
+    return std::make_pair(chosen.forward_workspace_bytes, chosen.backward_workspace_bytes);
   });
   m.def("forward", &forward);
   m.def("backward", &backward);

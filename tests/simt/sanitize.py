@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.simt import build
 
 CHECKS = "address,undefined"
+RESIDUAL = ["7x7", "primes", "3-D"]  # of the shapes, those that run with a residual
 SHAPES = ["7x7", "1x1", "primes", "one", "empty", "many samples", "wide", "3-D", "long plane"]
 
 
@@ -49,16 +50,24 @@ def check(path: Path, shapes: list[str], dtypes: list[str]) -> None:
         for layout in cases.LAYOUTS:
             for dtype in (getattr(torch, text) for text in dtypes):
                 problem = cases.make_problem(
-                    cases.SHAPES[name], dtype, layout, weight_dtype=torch.float32, bias=True
+                    cases.SHAPES[name],
+                    dtype,
+                    layout,
+                    weight_dtype=torch.float32,
+                    bias=True,
+                    tail="add_relu" if name in RESIDUAL else None,
                 )
                 if name == "3-D":  # starts one element into its storage
                     moved = torch.empty(problem.x.numel() + 1, dtype=dtype)[1:]
                     x = problem.x
                     problem.x = moved.as_strided(x.shape, x.stride(), 1).copy_(x)
-                arguments = (problem.dy, problem.x, *problem.parameters, *problem.names)
-                out = kernels.run(module, *arguments)
-                cases.check_no_worse_than_plain(cases.named(out.y, out.gradients), problem)
-                runs += 1
+                for strategy in kernels.STRATEGIES:
+                    try:
+                        out = kernels.run(module, problem, strategy=strategy)
+                    except ValueError:  # the strategy cannot run the problem
+                        continue
+                    cases.check_no_worse_than_plain(cases.named(out.y, out.gradients), problem)
+                    runs += 1
     print(f"{runs} runs, forward and backward, under {CHECKS}: nothing found")
 
 

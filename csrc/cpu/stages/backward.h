@@ -1,5 +1,6 @@
 // The backward: the forward's walk in reverse (squeeze dy * x, the two transposed products, scale
-// dy), then the weight gradients.
+// dy), then the weight gradients. Where a ReLU followed, dy is masked first; what is left of it is
+// the residual's gradient, and takes dy's place.
 #pragma once
 
 #include "dispatch.h"
@@ -17,19 +18,25 @@ struct Backward {
   const Problem& problem;
   const Shape& shape;
   Squeeze<SumOfDyX<scalar_t, acc_t>> squeeze;
-  Scale<TimesGatePlusShift<acc_t>, scalar_t> scale;
-  Matrix<weight_t> reduce;  // [R, C]
-  Matrix<weight_t> expand;  // [C, R]
-  const acc_t* z1;          // [N, R]
-  const acc_t* gate;        // [N, C]
-  acc_t* hidden;            // [N, R]
-  acc_t* dz1;               // [N, R]
-  acc_t* dz2;               // [N, C]
-  acc_t* shift;             // [N, C]
+  Scale<TimesGatePlusShift<scalar_t, acc_t>> scale;
+  const scalar_t* unmasked_dy;  // like x
+  const uint8_t* mask;          // of a ReLU, or null
+  scalar_t* dresidual;          // like x, or null
+  Matrix<weight_t> reduce;      // [R, C]
+  Matrix<weight_t> expand;      // [C, R]
+  const acc_t* z1;              // [N, R]
+  const acc_t* gate;            // [N, C]
+  acc_t* hidden;                // [N, R]
+  acc_t* dz1;                   // [N, R]
+  acc_t* dz2;                   // [N, C]
+  acc_t* shift;                 // [N, C]
 
   Backward(const BackwardParams& p, const BackwardWorkspace& workspace)
       : problem(p.problem),
         shape(p.problem.shape),
+        unmasked_dy(static_cast<const scalar_t*>(p.dy)),
+        mask(static_cast<const uint8_t*>(p.mask)),
+        dresidual(static_cast<scalar_t*>(p.dresidual)),
         reduce{static_cast<const weight_t*>(p.weights.reduce), shape.r, shape.c},
         expand{static_cast<const weight_t*>(p.weights.expand), shape.c, shape.r},
         z1(static_cast<const acc_t*>(p.z1)),
@@ -38,17 +45,18 @@ struct Backward {
         dz1(static_cast<acc_t*>(workspace.dz1)),
         dz2(static_cast<acc_t*>(workspace.dz2)),
         shift(static_cast<acc_t*>(workspace.shift)) {
-    const scalar_t* dy = static_cast<const scalar_t*>(p.dy);
+    const scalar_t* dy = mask ? dresidual : unmasked_dy;
     const scalar_t* x = static_cast<const scalar_t*>(p.x);
     const int64_t size = shape.n * shape.c * shape.s;
     acc_t* block_sums = static_cast<acc_t*>(workspace.block_sums);
     squeeze = {{dy, x, size}, shape, problem.layout, dz2, block_sums};
-    scale = {{gate, shift},
-             shape,
-             problem.layout,
-             dy,
-             static_cast<scalar_t*>(p.dx),
-             kCanStream && size * int64_t(sizeof(scalar_t)) >= kStreamBytes};
+    scale = {{dy, gate, shift},       shape, problem.layout, static_cast<scalar_t*>(p.dx), nullptr,
+             worth_streaming(problem)};
+  }
+
+  // Elements [begin, end) of dresidual.
+  void through_relu(int64_t begin, int64_t end) const {
+    if (mask) apply_mask<acc_t>(unmasked_dy, mask, begin, end, dresidual);
   }
 
   // dz2, which comes in as dgate.
@@ -76,15 +84,27 @@ struct Backward {
 
   // Samples [n, n_end) through all stages, on this thread.
   void samples(int64_t n, int64_t n_end) const {
-    for (int64_t m = n; m < n_end; ++m) squeeze.sample(m);
+    for (int64_t m = n; m < n_end; ++m) {
+      through_relu(m * shape.c * shape.s, (m + 1) * shape.c * shape.s);
+      squeeze.sample(m);
+    }
     through_gate(n, n_end);
     through_expand(0, shape.r, n, n_end);
     through_reduce(0, shape.c, n, n_end);
-    for (int64_t m = n_end; m-- > n;) scale.sample(m);
+    const int64_t ahead = (n_end - n) * shape.c * shape.s;
+    const bool fetching = worth_fetching(shape);
+    const auto next = [&](int64_t i) SEBLOCK_LAMBDA {
+      if (!fetching) return;
+      fetch(unmasked_dy, i + ahead);
+      fetch(squeeze.source.x, i + ahead);
+    };
+    for (int64_t m = n_end; m-- > n;) scale.sample(m, next);
   }
 
   // All samples, stage by stage, on all threads.
   void stages(const ThreadPool& pool) const {
+    parallel(pool, 0, shape.n * shape.c * shape.s, kGrain,
+             [&](int64_t begin, int64_t end) { through_relu(begin, end); });
     squeeze.all(pool);
     through_gate(0, shape.n);
     parallel(pool, 0, shape.r, grain_of(shape.n * shape.c),

@@ -15,7 +15,6 @@ struct Forward {
   const Problem& problem;
   const Shape& shape;
   Squeeze<SumOfX<scalar_t, acc_t>> squeeze;
-  Scale<TimesGate<acc_t>, scalar_t> scale;
   Matrix<weight_t> reduce;      // [R, C]
   Matrix<weight_t> expand;      // [C, R]
   const weight_t* reduce_bias;  // [R] or null
@@ -40,12 +39,6 @@ struct Forward {
     const int64_t size = shape.n * shape.c * shape.s;
     acc_t* block_sums = static_cast<acc_t*>(workspace.block_sums);
     squeeze = {{x, size}, shape, problem.layout, pooled, block_sums};
-    scale = {{gate},
-             shape,
-             problem.layout,
-             x,
-             static_cast<scalar_t*>(p.y),
-             kCanStream && size * int64_t(sizeof(scalar_t)) >= kStreamBytes};
   }
 
   // pooled, which comes in as the sums over space, and rows [begin, end) of z1 and hidden.
@@ -66,16 +59,23 @@ struct Forward {
   }
 
   // Samples [n, n_end) through all stages, on this thread.
-  void samples(int64_t n, int64_t n_end) const {
+  template <typename Op>
+  void samples(const Scale<Op>& scale, int64_t n, int64_t n_end) const {
     for (int64_t m = n; m < n_end; ++m) squeeze.sample(m);
     divide(pooled + n * shape.c, (n_end - n) * shape.c, acc_t(shape.s));
     reduce_rows(0, shape.r, n, n_end);
     expand_rows(0, shape.c, n, n_end);
-    for (int64_t m = n_end; m-- > n;) scale.sample(m);
+    const int64_t ahead = (n_end - n) * shape.c * shape.s;
+    const bool fetching = worth_fetching(shape);
+    const auto next = [&](int64_t i) SEBLOCK_LAMBDA {
+      if (fetching) fetch(squeeze.source.x, i + ahead);
+    };
+    for (int64_t m = n_end; m-- > n;) scale.sample(m, next);
   }
 
   // All samples, stage by stage, on all threads.
-  void stages(const ThreadPool& pool) const {
+  template <typename Op>
+  void stages(const Scale<Op>& scale, const ThreadPool& pool) const {
     squeeze.all(pool);
     divide(pooled, shape.n * shape.c, acc_t(shape.s));
     parallel(pool, 0, shape.r, grain_of(shape.n * shape.c),
@@ -86,20 +86,46 @@ struct Forward {
   }
 };
 
-void run_forward(const ForwardParams& params, const ThreadPool& pool) {
-  const Shape& shape = params.problem.shape;
-  if (shape.n == 0) return;
-  dispatch(params.problem, [&](auto scalar, auto weight, auto acc) {
-    using scalar_t = typename decltype(scalar)::Type;
-    const Forward<scalar_t, typename decltype(weight)::Type, typename decltype(acc)::Type> forward(
-        params, ForwardWorkspace(params.problem, params.workspace));
-    const Schedule plan = schedule(params.problem, pool);
-    if (!plan.by_sample) return forward.stages(pool);
+// body(op): what the scale makes of x.
+template <typename scalar_t, typename acc_t, typename Body>
+void with_scale_op(const ForwardParams& p, const Body& body) {
+  const TimesGate<scalar_t, acc_t> op{static_cast<const scalar_t*>(p.x),
+                                      static_cast<const acc_t*>(p.gate)};
+  const scalar_t* residual = static_cast<const scalar_t*>(p.residual);
+  switch (p.problem.tail) {
+    case Tail::none:
+      return body(op);
+    case Tail::add:
+      return body(TimesGatePlusResidual<scalar_t, acc_t, false>{op, residual});
+    case Tail::add_relu:
+      return body(TimesGatePlusResidual<scalar_t, acc_t, true>{op, residual});
+  }
+}
+
+template <typename scalar_t, typename weight_t, typename acc_t>
+void forward(const ForwardParams& p, const ThreadPool& pool) {
+  const Shape& shape = p.problem.shape;
+  const Forward<scalar_t, weight_t, acc_t> stage(p, ForwardWorkspace(p.problem, p.workspace));
+  uint8_t* mask = static_cast<uint8_t*>(p.mask);
+  if (mask) __builtin_memset(mask, 0, size_t(mask_bytes(p.problem)));
+  with_scale_op<scalar_t, acc_t>(p, [&](const auto& op) {
+    const Scale scale{
+        op, shape, p.problem.layout, static_cast<scalar_t*>(p.y), mask, worth_streaming(p.problem)};
+    const Schedule plan = schedule(p.problem, pool);
+    if (!plan.by_sample) return stage.stages(scale, pool);
     parallel(pool, 0, shape.n, plan.grain, [&](int64_t first, int64_t last) {
       for (int64_t n = first; n < last; n += plan.group) {
-        forward.samples(n, at_most(n + plan.group, last));
+        stage.samples(scale, n, at_most(n + plan.group, last));
       }
     });
+  });
+}
+
+void run_forward(const ForwardParams& params, const ThreadPool& pool) {
+  if (params.problem.shape.n == 0) return;
+  dispatch(params.problem, [&](auto scalar, auto weight, auto acc) {
+    forward<typename decltype(scalar)::Type, typename decltype(weight)::Type,
+            typename decltype(acc)::Type>(params, pool);
   });
 }
 

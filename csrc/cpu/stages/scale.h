@@ -1,5 +1,5 @@
-// Scale: the second walk over space. The forward writes y = x * gate, the backward
-// dx = dy * gate + shift, with shift = dpooled / S.
+// Scale: the second walk over space. The forward writes y = x * gate, or with a residual
+// y = tail(x * gate + residual); the backward dx = dy * gate + shift, with shift = dpooled / S.
 //
 // A sample is walked in blocks from its end to its beginning: what the squeeze read last is still
 // in cache. Large results are streamed past the cache: each block is made in a buffer, whatever the
@@ -8,6 +8,7 @@
 
 #include "../vec/memory.h"
 #include "../vec/stream.h"
+#include "relu_mask.h"
 #include "threads.h"
 
 namespace seblock::cpu {
@@ -21,37 +22,64 @@ const acc_t* repeat(const acc_t* values, int64_t c, int64_t times, acc_t* room) 
   return room;
 }
 
-// What happens to an element; a Factor holds it for one channel in all lanes, or for a lane each.
-template <typename acc_type>
+// What is made of the elements at one place; a Factor holds what depends on the channel alone, for
+// one channel in all lanes or for a lane each. `get` reads a tensor at the place in question.
+template <typename scalar_type, typename acc_type>
 struct TimesGate {
+  using scalar_t = scalar_type;
   using acc_t = acc_type;
   using Factor = Vec<acc_t>;
   static constexpr int64_t kFactors = 1;
+  const scalar_t* x;  // [N, C, S] or [N, S, C]
   const acc_t* gate;  // [N, C]
 
   TimesGate repeated(int64_t i, int64_t c, int64_t times, acc_t* room) const {
-    return {repeat(gate + i, c, times, room)};
+    TimesGate out = *this;
+    out.gate = repeat(gate + i, c, times, room);
+    return out;
   }
   SEBLOCK_INLINE Factor one(int64_t i) const { return Factor::all(gate[i]); }
   SEBLOCK_INLINE Factor lanes(int64_t i) const { return load<acc_t>(gate + i); }
   SEBLOCK_INLINE Factor front(int64_t i, int64_t count) const {
     return load_front<acc_t>(gate + i, count, count);
   }
-  static SEBLOCK_INLINE Vec<acc_t> apply(Vec<acc_t> x, Factor factor) { return x * factor; }
+  template <typename Get>
+  SEBLOCK_INLINE Vec<acc_t> value(const Get& get, Factor factor) const {
+    return get(x) * factor;
+  }
 };
 
-template <typename acc_type>
+// y = x * gate + residual, through a ReLU or not.
+template <typename scalar_type, typename acc_type, bool kRelu>
+struct TimesGatePlusResidual : TimesGate<scalar_type, acc_type> {
+  using Base = TimesGate<scalar_type, acc_type>;
+  using typename Base::acc_t;
+  const scalar_type* residual;  // like x
+
+  TimesGatePlusResidual repeated(int64_t i, int64_t c, int64_t times, acc_t* room) const {
+    return {Base::repeated(i, c, times, room), residual};
+  }
+  template <typename Get>
+  SEBLOCK_INLINE Vec<acc_t> value(const Get& get, typename Base::Factor factor) const {
+    const Vec<acc_t> sum = Base::value(get, factor) + get(residual);
+    return kRelu ? relu(sum) : sum;
+  }
+};
+
+template <typename scalar_type, typename acc_type>
 struct TimesGatePlusShift {
+  using scalar_t = scalar_type;
   using acc_t = acc_type;
   struct Factor {
     Vec<acc_t> gate, shift;
   };
   static constexpr int64_t kFactors = 2;
+  const scalar_t* dy;  // like x
   const acc_t* gate;   // [N, C]
   const acc_t* shift;  // [N, C]
 
   TimesGatePlusShift repeated(int64_t i, int64_t c, int64_t times, acc_t* room) const {
-    return {repeat(gate + i, c, times, room), repeat(shift + i, c, times, room + c * times)};
+    return {dy, repeat(gate + i, c, times, room), repeat(shift + i, c, times, room + c * times)};
   }
   SEBLOCK_INLINE Factor one(int64_t i) const {
     return {Vec<acc_t>::all(gate[i]), Vec<acc_t>::all(shift[i])};
@@ -62,8 +90,9 @@ struct TimesGatePlusShift {
   SEBLOCK_INLINE Factor front(int64_t i, int64_t count) const {
     return {load_front<acc_t>(gate + i, count, count), load_front<acc_t>(shift + i, count, count)};
   }
-  static SEBLOCK_INLINE Vec<acc_t> apply(Vec<acc_t> dy, Factor factor) {
-    return dy * factor.gate + factor.shift;
+  template <typename Get>
+  SEBLOCK_INLINE Vec<acc_t> value(const Get& get, Factor factor) const {
+    return get(dy) * factor.gate + factor.shift;
   }
 };
 
@@ -91,15 +120,18 @@ struct Slack {
   int64_t before, after;
 };
 
-// `count` elements of one plane or row. The last register may overlap the one before: it writes the
-// same values again. A piece shorter than a register reaches into the slack.
-template <typename Op, typename Along, typename scalar_t>
-SEBLOCK_INLINE void scale_piece(const Along& along, const scalar_t* from, scalar_t* to,
-                                int64_t count, Slack slack) {
+// `count` elements of one plane or row, from index i of the whole tensor on. The last register may
+// overlap the one before: it writes the same values again. A piece shorter than a register reaches
+// into the slack.
+template <typename Op, typename Along>
+SEBLOCK_INLINE void scale_piece(const Op& op, const Along& along, int64_t i,
+                                typename Op::scalar_t* to, int64_t count, Slack slack) {
+  using scalar_t = typename Op::scalar_t;
   using acc_t = typename Op::acc_t;
   constexpr int64_t K = kLanes<acc_t>;
   const auto whole = [&](int64_t k) SEBLOCK_LAMBDA {
-    store(to + k, Op::apply(load<acc_t>(from + k), along.at(k)));
+    const auto get = [&](const scalar_t* from) SEBLOCK_LAMBDA { return load<acc_t>(from + i + k); };
+    store(to + k, op.value(get, along.at(k)));
   };
   for (int64_t k = 0; k + K <= count; k += K) whole(k);
   if (count % K == 0) return;
@@ -108,25 +140,34 @@ SEBLOCK_INLINE void scale_piece(const Along& along, const scalar_t* from, scalar
   } else if (slack.after + count >= K) {
     whole(0);
   } else {
-    const Vec<acc_t> value = load_front<acc_t>(from, count, count);
-    store_front(to, Op::apply(value, along.front(count)), count);
+    const auto get = [&](const scalar_t* from)
+                         SEBLOCK_LAMBDA { return load_front<acc_t>(from + i, count, count); };
+    store_front(to, op.value(get, along.front(count)), count);
   }
 }
 
-template <typename Op, typename scalar_t>
+inline bool worth_streaming(const Problem& problem) {
+  const Shape& shape = problem.shape;
+  return kCanStream && shape.n * shape.c * shape.s * bytes_of(problem.dtype) >= kStreamBytes;
+}
+
+template <typename Op>
 struct Scale {
+  using scalar_t = typename Op::scalar_t;
   using acc_t = typename Op::acc_t;
   Op op;
   Shape shape;
   Layout layout;
-  const scalar_t* in;  // [N, C, S] or [N, S, C]
-  scalar_t* out;       // like in
+  scalar_t* out;  // [N, C, S] or [N, S, C]
+  uint8_t* mask;  // of a ReLU, or null; zeros where two samples share a byte
   bool streamed;
 
-  // One sample, on this thread.
-  void sample(int64_t n) const {
+  // One sample, on this thread. While a result is streamed, memory is written and not read:
+  // `meanwhile(i)`, once for each line of it, is for fetching what the next stage reads.
+  template <typename Meanwhile>
+  void sample(int64_t n, const Meanwhile& meanwhile) const {
     const int64_t size = shape.c * shape.s;
-    backwards(n, n * size, (n + 1) * size);
+    backwards(n, n * size, (n + 1) * size, meanwhile);
   }
 
   // All samples, on all threads.
@@ -136,7 +177,7 @@ struct Scale {
       while (first < last) {  // one sample at a time, the last one first
         const int64_t n = (last - 1) / size;
         const int64_t begin = at_least(n * size, first);
-        backwards(n, begin, last);
+        backwards(n, begin, last, [](int64_t) {});
         last = begin;
       }
     });
@@ -161,7 +202,8 @@ struct Scale {
   };
 
   // Elements [begin, end) of the whole tensor, all of sample n.
-  void backwards(int64_t n, int64_t begin, int64_t end) const {
+  template <typename Meanwhile>
+  void backwards(int64_t n, int64_t begin, int64_t end, const Meanwhile& meanwhile) const {
     acc_t room[Op::kFactors * kRepeated];
     Lines lines{op, layout == Layout::nchw ? shape.s : shape.c, n * shape.c * shape.s, n * shape.c};
     const int64_t times = at_most(kRepeated / shape.c, shape.s / 8);
@@ -173,9 +215,10 @@ struct Scale {
     while (begin < end) {
       const int64_t first = at_least(end - kBlock, begin);
       if (streamed) {
-        stream(lines, first, end);
+        stream(lines, first, end, meanwhile);
       } else {
         pieces(lines, first, end, out + first, 0);
+        if (mask) write_mask<acc_t>(out + first, first, end, mask);
       }
       end = first;
     }
@@ -184,7 +227,8 @@ struct Scale {
 
   // Elements [begin, end) by way of the buffer, which after the first piece begins where a cache
   // line of `out` does.
-  void stream(const Lines& lines, int64_t begin, int64_t end) const {
+  template <typename Meanwhile>
+  void stream(const Lines& lines, int64_t begin, int64_t end, const Meanwhile& meanwhile) const {
     alignas(kCacheLine) scalar_t room[kLine + kBuffer + kLine];
     scalar_t* const buffer = room + kLine;
     const int64_t phase = int64_t(reinterpret_cast<uintptr_t>(out) / sizeof(scalar_t)) % kLine;
@@ -192,11 +236,14 @@ struct Scale {
       const int64_t offset = (begin + phase) % kLine;
       const int64_t last = at_most(offset ? begin + kLine - offset : begin + kBuffer, end);
       pieces(lines, begin, last, buffer, kLine);
+      if (mask) write_mask<acc_t>(buffer, begin, last, mask);
       const int64_t bytes = (last - begin) * int64_t(sizeof(scalar_t));
       if (offset) {
         __builtin_memcpy(out + begin, buffer, bytes);
       } else {
-        stream_copy(out + begin, buffer, bytes);
+        stream_copy(out + begin, buffer, bytes, [&](int64_t offset) SEBLOCK_LAMBDA {
+          meanwhile(begin + offset / int64_t(sizeof(scalar_t)));
+        });
       }
       begin = last;
     }
@@ -214,11 +261,12 @@ struct Scale {
         // One factor for all: a piece may read the planes beside it.
         const int64_t before = i == begin ? at_most(margin, i) : 0;
         const Slack slack{before, at_most(margin, total - i - count)};
-        scale_piece<Op>(AlongPlane<Op>{lines.op.one(lines.first + line)}, in + i, to, count, slack);
+        const AlongPlane<Op> plane{lines.op.one(lines.first + line)};
+        scale_piece(lines.op, plane, i, to, count, slack);
       } else {
         const int64_t before = at_most(margin, offset);
         const Slack slack{before, at_most(margin, at_most(lines.size - offset, total - i) - count)};
-        scale_piece<Op>(AlongRow<Op>{lines.op, lines.first + offset}, in + i, to, count, slack);
+        scale_piece(lines.op, AlongRow<Op>{lines.op, lines.first + offset}, i, to, count, slack);
       }
       i += count;
       to += count;

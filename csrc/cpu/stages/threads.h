@@ -44,19 +44,22 @@ struct Schedule {
   int64_t group;  // samples for which the weights are read once
 };
 
+// How many samples' worth of x the weights are.
+inline int64_t weights_in_samples(const Shape& shape) { return 2 * shape.r / shape.s; }
+
 // Samples that one thread takes through a stage together, so that the weights are read once for all
-// of them: four, as many as the products work on at once, while they stay near for the scale. Where
-// the weights outweigh a sample, reading them again costs more than a scale from farther away.
-// Measured, one thread, Zen 5 with 1 MB of L2, forward plus backward, groups of 1, 4, 8:
-//   41 x 1024 x 14 x 14, R =  64:  6.6,  7.1,  8.3 ms
-//   83 x 2048 x  7 x  7, R = 128: 12.9, 10.9, 11.3 ms
-//   21 x 2688 x 12 x 12, R = 112:  8.7, 10.1, 13.8 ms
+// of them: four, as many as the products work on at once, if they stay near for the scale. Where
+// the weights outweigh a sample, reading them again costs more than a scale from farther away: four
+// all the same, and twelve where they outweigh four twice.
 inline int64_t group_size(const Shape& shape, int64_t element_bytes) {
-  const int64_t sample_bytes = shape.c * shape.s * element_bytes;
-  const int64_t weight_bytes = 2 * shape.c * shape.r * element_bytes;
-  const int64_t room = weight_bytes > sample_bytes ? 5 << 19 : 1 << 20;
-  return at_least(at_most(room / sample_bytes, 4), 1);
+  if (weights_in_samples(shape) >= 8) return 12;
+  if (weights_in_samples(shape) >= 1) return 4;
+  return at_least(at_most((1 << 20) / (shape.c * shape.s * element_bytes), 4), 1);
 }
+
+// Whether the next group of samples is worth fetching while this one is scaled: its products do not
+// drive it out of the cache again.
+inline bool worth_fetching(const Shape& shape) { return weights_in_samples(shape) < 1; }
 
 inline Schedule schedule(const Problem& problem, const ThreadPool& pool) {
   const Shape& shape = problem.shape;

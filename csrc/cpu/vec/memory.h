@@ -2,6 +2,8 @@
 // the element's own.
 #pragma once
 
+#include <type_traits>
+
 #include "half.h"
 #include "vec.h"
 
@@ -22,11 +24,32 @@ SEBLOCK_INLINE void store(scalar_t* to, Vec<acc_t> v) {
   __builtin_memcpy(to, &stored, sizeof stored);
 }
 
+#ifdef __AVX2__
+// The first `count` elements, the other lanes 0; no others are read.
+SEBLOCK_INLINE Vec<float> load_masked(const float* from, int64_t count) {
+#ifdef __AVX512F__
+  return {(Vec<float>::Raw)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from)};
+#else
+  return {(Vec<float>::Raw)_mm256_maskload_ps(from, (__m256i)front_lanes<float>(count))};
+#endif
+}
+SEBLOCK_INLINE Vec<double> load_masked(const double* from, int64_t count) {
+#ifdef __AVX512F__
+  return {(Vec<double>::Raw)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), from)};
+#else
+  return {(Vec<double>::Raw)_mm256_maskload_pd(from, (__m256i)front_lanes<double>(count))};
+#endif
+}
+#endif
+
 // The first `count` elements, the other lanes 0. `readable` elements from here on may be read:
 // where a whole register fits, it is read and the surplus masked, much faster than lane by lane.
 template <typename acc_t, typename scalar_t>
 SEBLOCK_INLINE Vec<acc_t> load_front(const scalar_t* from, int64_t count, int64_t readable) {
   if (readable >= kLanes<acc_t>) return keep_front(load<acc_t>(from), count);
+#ifdef __AVX2__
+  if constexpr (std::is_same_v<scalar_t, acc_t>) return load_masked(from, count);
+#endif
   scalar_t lanes[kLanes<acc_t>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
   return load<acc_t>(lanes);
@@ -49,6 +72,13 @@ SEBLOCK_INLINE acc_t load_one(const scalar_t* from) {
 // processor from running ahead (planes of 7 x 7: 20% of a forward).
 SEBLOCK_INLINE void prefetch_ahead(const void* from) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 4096));
+}
+
+// Fetches element `i` of a tensor to the second cache; i may lie beyond the end.
+template <typename scalar_t>
+SEBLOCK_INLINE void fetch(const scalar_t* tensor, int64_t i) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(tensor) + uintptr_t(i) * sizeof(scalar_t);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
 }
 
 }  // namespace

@@ -45,12 +45,17 @@ SEBLOCK_INLINE void stream_line(char* to, const char* from) {
 SEBLOCK_INLINE void stream_fence() {}
 #endif
 
-// `to` and `from` begin at a cache line; a last line that is not full is copied as usual.
-SEBLOCK_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
+// `to` and `from` begin at a cache line; a last line that is not full is copied as usual. After
+// each line, `between(i)` with the number of bytes before it.
+template <typename Between>
+SEBLOCK_INLINE void stream_copy(void* to, const void* from, int64_t bytes, const Between& between) {
   char* target = static_cast<char*>(to);
   const char* source = static_cast<const char*>(from);
   int64_t i = 0;
-  for (; i + kCacheLine <= bytes; i += kCacheLine) stream_line(target + i, source + i);
+  for (; i + kCacheLine <= bytes; i += kCacheLine) {
+    stream_line(target + i, source + i);
+    between(i);
+  }
   if (i < bytes) __builtin_memcpy(target + i, source + i, bytes - i);
 }
 

@@ -64,14 +64,24 @@ struct Vec {
   friend SEBLOCK_INLINE Vec operator/(Vec a, Vec b) { return {a.raw / b.raw}; }
 };
 
+template <typename acc_t>
+SEBLOCK_INLINE Vec<acc_t> relu(Vec<acc_t> v) {
+  return {v.raw <= 0 ? typename Vec<acc_t>::Raw{} : v.raw};  // passes NaN
+}
+
+// All ones in the first `count` lanes.
+template <typename acc_t>
+SEBLOCK_INLINE typename Vec<acc_t>::Bits front_lanes(int64_t count) {
+  typename Vec<acc_t>::Bits lane;
+  for (int i = 0; i < kLanes<acc_t>; ++i) lane[i] = i;
+  return lane < typename BitsOf<acc_t>::Type(count);
+}
+
 // The first `count` lanes; the others become 0, whatever they held (a NaN too).
 template <typename acc_t>
 SEBLOCK_INLINE Vec<acc_t> keep_front(Vec<acc_t> v, int64_t count) {
   using V = Vec<acc_t>;
-  typename V::Bits lane;
-  for (int i = 0; i < kLanes<acc_t>; ++i) lane[i] = i;
-  const typename V::Bits keep = lane < typename BitsOf<acc_t>::Type(count);
-  return {(typename V::Raw)((typename V::Bits)v.raw & keep)};
+  return {(typename V::Raw)((typename V::Bits)v.raw & front_lanes<acc_t>(count))};
 }
 
 // Lane i is a's where bit kStep of i is clear and b's where it is set; `kCross` takes lane i ^

@@ -39,6 +39,22 @@ class Divisor {
   uint64_t reciprocal_;
 };
 
+// The same for values below 2^31; the quotient only.
+class Divisor32 {
+ public:
+  explicit Divisor32(int64_t divisor)
+      : divisor_(static_cast<uint32_t>(divisor)), reciprocal_(~uint32_t{0} / divisor_) {}
+
+  SEBLOCK_DEVICE uint32_t divide(uint32_t value) const {
+    const uint32_t quotient = multiply_high(value, reciprocal_);
+    return value - quotient * divisor_ >= divisor_ ? quotient + 1 : quotient;
+  }
+
+ private:
+  uint32_t divisor_;
+  uint32_t reciprocal_;
+};
+
 // Sum over aligned groups of `lanes` neighbouring threads of a warp, lanes a power of two up to 32.
 // Every thread of the warp must call; every thread of the group gets the sum.
 template <typename T>

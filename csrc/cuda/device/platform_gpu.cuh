@@ -4,12 +4,15 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cuda/atomic>
 #include <stdexcept>
 #include <string>
 
 #include "plan.h"
 
 #define SEBLOCK_KERNEL __global__ void __launch_bounds__(seblock::kBlockThreads, 1)
+// For kernels of which `blocks` are to share a multiprocessor.
+#define SEBLOCK_KERNEL_OF(blocks) __global__ void __launch_bounds__(seblock::kBlockThreads, blocks)
 #define SEBLOCK_DEVICE __device__ __forceinline__
 
 namespace seblock::cuda {
@@ -24,8 +27,36 @@ SEBLOCK_DEVICE T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 
-// The upper half of a 128-bit product.
+// The upper half of a product of twice the width.
 SEBLOCK_DEVICE uint64_t multiply_high(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+SEBLOCK_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+// Counters that the blocks of a launch share, zeroed before it. What a block wrote before its
+// sync_threads() and publish() is seen by every thread after the sync_threads() that follows
+// await().
+using Counter = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device>;
+
+SEBLOCK_DEVICE uint32_t take_ticket(uint32_t* counter) {
+  return Counter(*counter).fetch_add(1, ::cuda::memory_order_relaxed);
+}
+SEBLOCK_DEVICE void publish(uint32_t* counter) {
+  Counter(*counter).fetch_add(1, ::cuda::memory_order_release);
+}
+SEBLOCK_DEVICE void await(uint32_t* counter, uint32_t count) {
+  while (Counter(*counter).load(::cuda::memory_order_acquire) < count) __nanosleep(64);
+}
+
+// 16-byte accesses to what nobody will touch again soon: the first to leave the caches.
+template <typename T>
+SEBLOCK_DEVICE T load_streaming(const T* address) {
+  const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(address));
+  return {{bits.x, bits.y, bits.z, bits.w}};
+}
+template <typename T>
+SEBLOCK_DEVICE void store_streaming(T* address, const T& value) {
+  const auto& words = value.words;
+  __stcs(reinterpret_cast<uint4*>(address), make_uint4(words[0], words[1], words[2], words[3]));
+}
 
 // For the SIMT harness, which hears of every access before it happens.
 template <typename T>
@@ -43,17 +74,30 @@ SEBLOCK_DEVICE Shared<T> shared_memory() {
   return reinterpret_cast<T*>(bytes);
 }
 
+inline void check(const char* name, cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+}
+
+// Zeroes counters, on `stream`.
+inline void clear(uint32_t* counters, size_t bytes, void* stream) {
+  check("clear", cudaMemsetAsync(counters, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
 // Launches kernel(params) on `stream` and raises if the launch was refused.
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
             void* stream, const Params& params) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string(name) + ": the grid has more than 2^31 - 1 blocks");
+  if (shared_bytes > kWithoutAsking) {
+    check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(shared_bytes)));
+  }
   kernel<<<static_cast<unsigned>(blocks), kBlockThreads, shared_bytes,
            static_cast<cudaStream_t>(stream)>>>(params);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+  check(name, cudaGetLastError());
 }
 
 }  // namespace seblock::cuda

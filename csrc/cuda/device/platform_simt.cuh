@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "plan.h"
 #include "simt.h"
 
 #define SEBLOCK_KERNEL void
+#define SEBLOCK_KERNEL_OF(blocks) void
 #define SEBLOCK_DEVICE inline __attribute__((always_inline))
 
 namespace seblock::cuda {
@@ -24,6 +26,27 @@ T shuffle_xor(T value, int lane_mask) {
 inline uint64_t multiply_high(uint64_t a, uint64_t b) {
   __extension__ using uint128 = unsigned __int128;
   return static_cast<uint64_t>(static_cast<uint128>(a) * b >> 64);
+}
+
+inline uint32_t multiply_high(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(uint64_t{a} * b >> 32);
+}
+
+// Counters. A fiber runs until it waits, so these need no atomic instructions; the recording leaves
+// them out.
+inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
+inline void publish(uint32_t* counter) { ++*counter; }
+inline void await(uint32_t* counter, uint32_t count) {
+  while (*static_cast<volatile uint32_t*>(counter) < count) simt::spin();
+}
+
+template <typename T>
+SEBLOCK_DEVICE T load_streaming(const T* address) {
+  return *address;
+}
+template <typename T>
+SEBLOCK_DEVICE void store_streaming(T* address, const T& value) {
+  *address = value;
 }
 
 // The harness hears of every access before it happens: see tests/simt/memory.h.
@@ -69,6 +92,10 @@ class Shared {
 template <typename T>
 SEBLOCK_DEVICE Shared<T> shared_memory() {
   return Shared<T>(static_cast<T*>(simt::shared_memory()));
+}
+
+inline void clear(uint32_t* counters, size_t bytes, void* /*stream*/) {
+  std::memset(counters, 0, bytes);
 }
 
 template <typename Params>

@@ -1,4 +1,5 @@
-// Excite: the two small projections, batched over N, and their mirror image in the backward pass.
+// Strategy S, excite: the two small projections, batched over N, and their mirror image in the
+// backward pass.
 //
 //   forward   hidden [N, R] = act(pooled W1^T + b1)     project_rows      W1 [R, C] by rows
 //             gate   [N, C] = gate(hidden W2^T + b2)    project_rows      W2 [C, R] by rows

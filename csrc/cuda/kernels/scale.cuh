@@ -1,5 +1,5 @@
-// Scale: y = x * gate (forward), dx = dy * gate + shift (backward), gate and shift [N, C] over
-// space.
+// Strategy S, scale: y = x * gate (forward), dx = dy * gate + shift (backward), gate and shift
+// [N, C] over space. With a tail, y = relu(x * gate + residual), and a mask of where y > 0.
 #pragma once
 
 #include "device/math.cuh"
@@ -12,8 +12,11 @@ struct Gated {  // y = x * gate
   using scalar_t = scalar;
   using acc_t = acc_of<scalar>;
   static constexpr const char* kName = "scale(x)";
-  const scalar_t* in;  // x, [N, C, S] or [N, S, C]
-  const acc_t* gate;   // [N, C]
+  static constexpr bool kHasTail = true;
+  const scalar_t* in;        // x, [N, C, S] or [N, S, C]
+  const acc_t* gate;         // [N, C]
+  const scalar_t* residual;  // like x, or null
+  uint8_t* mask;             // se_types.h, or null; only with a residual
 
   SEBLOCK_DEVICE acc_t operator()(acc_t value, int64_t channel) const {
     return value * load<acc_t>(gate + channel);
@@ -25,7 +28,8 @@ struct GatedGradient {  // dx = dy * gate + shift
   using scalar_t = scalar;
   using acc_t = acc_of<scalar>;
   static constexpr const char* kName = "scale(dy)";
-  const scalar_t* in;  // dy, [N, C, S] or [N, S, C]
+  static constexpr bool kHasTail = false;
+  const scalar_t* in;  // dy (or dresidual), [N, C, S] or [N, S, C]
   const acc_t* gate;   // [N, C]
   const acc_t* shift;  // [N, C]  dpooled / S
 
@@ -77,11 +81,52 @@ class ChannelCursor {
   int64_t period_;
 };
 
+// The tail, on elements [i, i + kCount): adds the residual and, with a mask, applies the ReLU; bit
+// e of the result says that element e passes it, as it will be stored.
+template <typename Map, typename acc_t, int kCount>
+SEBLOCK_DEVICE unsigned apply_tail(const Map& map, int64_t i, acc_t (&values)[kCount]) {
+  unsigned bits = 0;
+  if constexpr (Map::kHasTail) {
+    if (!map.residual) return 0;
+    acc_t added[kCount];
+    load(map.residual + i, added);
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      const auto rounded = static_cast<typename Map::scalar_t>(values[e] + added[e]);
+      values[e] = static_cast<acc_t>(rounded);
+      if (!map.mask) continue;
+      if (values[e] <= 0) {
+        values[e] = 0;
+      } else {
+        bits |= 1u << e;
+      }
+    }
+  }
+  return bits;
+}
+
+// Writes the bits of the kVec elements from `i` on. Single elements meet in the first lane of those
+// that share a byte, so every thread of the warp must call.
+template <int kVec, typename Map>
+SEBLOCK_DEVICE void put_mask(const Map& map, int64_t i, bool inside, unsigned bits) {
+  if constexpr (Map::kHasTail) {
+    constexpr int kBits = kAccessBytes / static_cast<int>(sizeof(typename Map::scalar_t));
+    if (!map.mask) return;
+    if constexpr (kVec < kBits) {
+      bits <<= i % kBits;
+#pragma unroll
+      for (int lanes = 1; lanes < kBits; lanes *= 2) bits |= shuffle_xor(bits, lanes);
+      inside = inside && i % kBits == 0;
+    }
+    if (inside) store(map.mask + i / kBits, static_cast<uint8_t>(bits));
+  }
+}
+
 constexpr int kScaleVectors = 4;  // per thread, loaded before the first is used
 
 // The tensor is one run of vectors; a block takes 4 * 256 neighbouring ones, thread t vectors t, t
 // + 256, ... Blocks walk the tensor backwards: what the squeeze read last is still in L2. Reads |x|
-// and 1 or 2 N * C * acc, writes |x|.
+// (and the residual) and 1 or 2 N * C * acc, writes |x| (and the mask).
 template <typename Map, Layout kLayout, int kVec>
 SEBLOCK_KERNEL scale_kernel(ScaleParams<Map> p) {
   using acc_t = typename Map::acc_t;
@@ -101,19 +146,26 @@ SEBLOCK_KERNEL scale_kernel(ScaleParams<Map> p) {
 #pragma unroll
   for (int u = 0; u < kScaleVectors; ++u) {
     const int64_t i = first + u * kStep;
-    if (i >= total) break;
-    ChannelCursor<kLayout> channel(i, p.per_plane, p.per_row);
-    if (i + kVec <= total) {
+    const bool inside = i < total;
+    unsigned bits = 0;
+    if (inside) {
+      ChannelCursor<kLayout> channel(i, p.per_plane, p.per_row);
+      if (i + kVec <= total) {
 #pragma unroll
-      for (int e = 0; e < kVec; ++e, channel.advance())
-        values[u][e] = p.map(values[u][e], channel.index());
-      store(p.out + i, values[u]);
-    } else {  // the last, incomplete vector of the tensor
+        for (int e = 0; e < kVec; ++e, channel.advance())
+          values[u][e] = p.map(values[u][e], channel.index());
+        bits = apply_tail(p.map, i, values[u]);
+        store(p.out + i, values[u]);
+      } else {  // the last, incomplete vector of the tensor
 #pragma unroll 1
-      for (int64_t j = i; j < total; ++j, channel.advance()) {
-        store(p.out + j, p.map(load<acc_t>(p.map.in + j), channel.index()));
+        for (int64_t j = i; j < total; ++j, channel.advance()) {
+          acc_t one[1] = {p.map(load<acc_t>(p.map.in + j), channel.index())};
+          bits |= apply_tail(p.map, j, one) << (j - i);
+          store(p.out + j, one[0]);
+        }
       }
     }
+    put_mask<kVec>(p.map, i, inside, bits);
   }
 }
 

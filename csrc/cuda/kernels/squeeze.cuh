@@ -1,6 +1,6 @@
-// Squeeze: the sum over space of x (forward) or of dy * x (backward), for every sample and channel.
-// Each sum may be shared by `splits` blocks; they write partial [splits, N, C], and whoever reads
-// it adds the parts in order: no atomics, the same bits every run.
+// Strategy S, squeeze: the sum over space of x (forward) or of dy * x (backward), for every sample
+// and channel. Each sum may be shared by `splits` blocks; they write partial [splits, N, C], and
+// whoever reads it adds the parts in order: no atomics, the same bits every run.
 #pragma once
 
 #include "device/math.cuh"
@@ -55,7 +55,7 @@ SEBLOCK_KERNEL squeeze_nchw_kernel(SqueezeParams<Source> p) {
 #pragma unroll
     for (int u = 0; u < kLoadsInFlight; ++u) {
       const int64_t i = (first + int64_t{u} * p.lanes) * kVec;
-      if (i < end && i + kVec <= total) p.source.load_at(i, values[u]);
+      if (i < end && i + kVec <= total) p.source.load_at(i, i >= begin, values[u]);
     }
 #pragma unroll
     for (int u = 0; u < kLoadsInFlight; ++u) {
@@ -69,7 +69,7 @@ SEBLOCK_KERNEL squeeze_nchw_kernel(SqueezeParams<Source> p) {
 #pragma unroll 1
         for (int64_t j = i < begin ? begin : i; j < end; ++j) {
           acc_t one[1];
-          p.source.load_at(j, one);
+          p.source.load_at(j, true, one);
           part += one[0];
         }
       }
@@ -114,7 +114,7 @@ SEBLOCK_KERNEL squeeze_nhwc_kernel(SqueezeParams<Source> p) {
 #pragma unroll
       for (int u = 0; u < kLoadsInFlight; ++u) {
         const int64_t row = first + int64_t{u} * groups;
-        if (row < end) p.source.load_at(base + row * c, values[u]);
+        if (row < end) p.source.load_at(base + row * c, true, values[u]);
       }
 #pragma unroll
       for (int u = 0; u < kLoadsInFlight; ++u) {
@@ -150,20 +150,21 @@ void launch_squeeze(const Source& source, const Problem& problem, const SePlan& 
                     typename Source::acc_t* partial, void* stream) {
   using acc_t = typename Source::acc_t;
   const Shape& shape = problem.shape;
-  const int64_t tiles = ceil_div(shape.c, int64_t{plan.lanes} * kVec);
+  const int64_t tiles = ceil_div(shape.c, int64_t{plan.split.lanes} * kVec);
   const SqueezeParams<Source> params{source,
                                      shape,
-                                     plan.lanes,
-                                     plan.splits,
-                                     ceil_div(shape.s, plan.splits),
+                                     plan.split.lanes,
+                                     plan.split.splits,
+                                     ceil_div(shape.s, plan.split.splits),
                                      static_cast<int>(tiles),
                                      partial};
   if (problem.layout == Layout::nchw) {
-    const int64_t blocks = ceil_div(shape.n * shape.c, kBlockThreads / plan.lanes) * plan.splits;
+    const int64_t blocks =
+        ceil_div(shape.n * shape.c, kBlockThreads / plan.split.lanes) * plan.split.splits;
     launch(Source::kName, squeeze_nchw_kernel<Source, kVec>, blocks,
            kBlockThreads / kWarp * sizeof(acc_t), stream, params);
   } else {
-    const int64_t blocks = shape.n * tiles * plan.splits;
+    const int64_t blocks = shape.n * tiles * plan.split.splits;
     launch(Source::kName, squeeze_nhwc_kernel<Source, kVec>, blocks,
            kBlockThreads * kVec * sizeof(acc_t), stream, params);
   }

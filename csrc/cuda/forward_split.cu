@@ -1,9 +1,9 @@
-// Forward launcher, strategy S: squeeze -> excite (reduce, expand) -> scale. Executes the plan.
+// Forward launcher of strategy S: squeeze -> excite (reduce, expand) -> scale. Executes the plan.
 #include "dispatch.cuh"
 #include "kernels/excite.cuh"
 #include "kernels/scale.cuh"
 #include "kernels/squeeze.cuh"
-#include "launch.h"
+#include "strategies.h"
 
 namespace seblock::cuda {
 namespace {
@@ -20,7 +20,8 @@ void squeeze(const ForwardParams& p, const SePlan& plan, void* stream) {
 template <typename weight_t, typename acc_t>
 void excite(const ForwardParams& p, const SePlan& plan, void* stream) {
   launch_project_rows(
-      ReduceStage<weight_t, acc_t>{p.problem, plan.splits, static_cast<acc_t>(p.problem.shape.s),
+      ReduceStage<weight_t, acc_t>{p.problem, plan.split.splits,
+                                   static_cast<acc_t>(p.problem.shape.s),
                                    static_cast<const weight_t*>(p.weights.reduce),
                                    static_cast<const weight_t*>(p.weights.reduce_bias),
                                    static_cast<const acc_t*>(p.workspace),
@@ -35,8 +36,9 @@ void excite(const ForwardParams& p, const SePlan& plan, void* stream) {
 
 template <typename scalar_t>
 void scale(const ForwardParams& p, const SePlan& plan, void* stream) {
-  const Gated<scalar_t> map{static_cast<const scalar_t*>(p.x),
-                            static_cast<const acc_of<scalar_t>*>(p.gate)};
+  const Gated<scalar_t> map{
+      static_cast<const scalar_t*>(p.x), static_cast<const acc_of<scalar_t>*>(p.gate),
+      static_cast<const scalar_t*>(p.residual), static_cast<uint8_t*>(p.mask)};
   dispatch_vec<scalar_t>(plan, [&](auto vec) {
     launch_scale<vec>(map, p.problem, static_cast<scalar_t*>(p.y), stream);
   });
@@ -44,8 +46,7 @@ void scale(const ForwardParams& p, const SePlan& plan, void* stream) {
 
 }  // namespace
 
-void forward(const ForwardParams& p, const SePlan& plan, void* stream) {
-  if (p.problem.shape.n == 0) return;
+void forward_split(const ForwardParams& p, const SePlan& plan, void* stream) {
   dispatch_input(p.problem.dtype,
                  [&](auto type) { squeeze<typename decltype(type)::type>(p, plan, stream); });
   dispatch_weight(p.problem.dtype, p.problem.weight_dtype, [&](auto weight, auto acc) {

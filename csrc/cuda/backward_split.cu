@@ -1,11 +1,11 @@
-// Backward launcher, strategy S: squeeze(dy * x) -> excite gradient (expand, reduce) -> scale(dy),
-// and the weight gradients. Executes the plan.
+// Backward launcher of strategy S: squeeze(dy * x) -> excite gradient (expand, reduce) ->
+// scale(dy). Executes the plan.
 #include "backward_workspace.h"
 #include "dispatch.cuh"
 #include "kernels/excite.cuh"
 #include "kernels/scale.cuh"
 #include "kernels/squeeze.cuh"
-#include "launch.h"
+#include "strategies.h"
 
 namespace seblock::cuda {
 namespace {
@@ -13,8 +13,9 @@ namespace {
 template <typename scalar_t>
 void squeeze(const BackwardParams& p, const SePlan& plan, void* stream) {
   const BackwardWorkspace<acc_of<scalar_t>> workspace(p);
-  const InputTimesGradient<scalar_t> source{static_cast<const scalar_t*>(p.x),
-                                            static_cast<const scalar_t*>(p.dy)};
+  const InputTimesGradient<scalar_t> source{
+      static_cast<const scalar_t*>(p.x), static_cast<const scalar_t*>(p.dy),
+      static_cast<const uint8_t*>(p.mask), static_cast<scalar_t*>(p.dresidual)};
   dispatch_vec<scalar_t>(plan, [&](auto vec) {
     launch_squeeze<vec>(source, p.problem, plan, workspace.partial, stream);
   });
@@ -25,9 +26,9 @@ void excite(const BackwardParams& p, const SePlan& plan, void* stream) {
   const BackwardWorkspace<acc_t> workspace(p);
   launch_project_columns(
       ExpandGradientStage<weight_t, acc_t>{
-          p.problem, plan.splits, static_cast<const weight_t*>(p.weights.expand), workspace.partial,
-          static_cast<const acc_t*>(p.gate), static_cast<const acc_t*>(p.z1), workspace.dz2,
-          workspace.dz1},
+          p.problem, plan.split.splits, static_cast<const weight_t*>(p.weights.expand),
+          workspace.partial, static_cast<const acc_t*>(p.gate), static_cast<const acc_t*>(p.z1),
+          workspace.dz2, workspace.dz1},
       stream);
   launch_project_columns(
       ReduceGradientStage<weight_t, acc_t>{p.problem, static_cast<acc_t>(p.problem.shape.s),
@@ -39,7 +40,7 @@ void excite(const BackwardParams& p, const SePlan& plan, void* stream) {
 template <typename scalar_t>
 void scale(const BackwardParams& p, const SePlan& plan, void* stream) {
   using acc_t = acc_of<scalar_t>;
-  const GatedGradient<scalar_t> map{static_cast<const scalar_t*>(p.dy),
+  const GatedGradient<scalar_t> map{static_cast<const scalar_t*>(p.mask ? p.dresidual : p.dy),
                                     static_cast<const acc_t*>(p.gate),
                                     BackwardWorkspace<acc_t>(p).shift};
   dispatch_vec<scalar_t>(plan, [&](auto vec) {
@@ -49,17 +50,14 @@ void scale(const BackwardParams& p, const SePlan& plan, void* stream) {
 
 }  // namespace
 
-void backward(const BackwardParams& p, const SePlan& plan, void* stream) {
-  if (p.problem.shape.n > 0) {
-    dispatch_input(p.problem.dtype,
-                   [&](auto type) { squeeze<typename decltype(type)::type>(p, plan, stream); });
-    dispatch_weight(p.problem.dtype, p.problem.weight_dtype, [&](auto weight, auto acc) {
-      excite<typename decltype(weight)::type, typename decltype(acc)::type>(p, plan, stream);
-    });
-    dispatch_input(p.problem.dtype,
-                   [&](auto type) { scale<typename decltype(type)::type>(p, plan, stream); });
-  }
-  weight_grad(p, stream);  // with no samples it writes zeros
+void backward_split(const BackwardParams& p, const SePlan& plan, void* stream) {
+  dispatch_input(p.problem.dtype,
+                 [&](auto type) { squeeze<typename decltype(type)::type>(p, plan, stream); });
+  dispatch_weight(p.problem.dtype, p.problem.weight_dtype, [&](auto weight, auto acc) {
+    excite<typename decltype(weight)::type, typename decltype(acc)::type>(p, plan, stream);
+  });
+  dispatch_input(p.problem.dtype,
+                 [&](auto type) { scale<typename decltype(type)::type>(p, plan, stream); });
 }
 
 }  // namespace seblock::cuda
