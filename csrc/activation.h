@@ -53,6 +53,8 @@ SEBLOCK_HOST_DEVICE ValueAndSlope<T> activate(Activation kind, T z) {
                                : z < 3 ? z / T(3) + T(0.5)
                                        : T(1)};  // NaN: 1, as in PyTorch
     }
+    case Activation::identity:  // a gate of one projection: EffectiveSE
+      return {z, T(1)};
   }
   return {z, T(1)};
 }

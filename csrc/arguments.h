@@ -79,7 +79,7 @@ class Parameters {
 };
 
 Activation activation_of(int64_t code) {
-  require(code >= 0 && code <= static_cast<int64_t>(Activation::leaky_relu), "unknown activation");
+  require(code >= 0 && code <= static_cast<int64_t>(Activation::identity), "unknown activation");
   return static_cast<Activation>(code);
 }
 

@@ -19,7 +19,7 @@ enum class Layout : int { nchw, nhwc };
 enum class DType : int { float32, bfloat16, float16, float64 };
 
 // The order is the order of the names in seblock_cuda/functional.py.
-enum class Activation : int { relu, silu, gelu, hardswish, leaky_relu };
+enum class Activation : int { relu, silu, gelu, hardswish, leaky_relu, identity };
 enum class Gate : int { sigmoid, hardsigmoid, relu };
 enum class Tail : int { none, add, add_relu };  // what comes after x * gate
 

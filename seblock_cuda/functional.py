@@ -103,7 +103,7 @@ def squeeze_excitation(
         reduce_weight, expand_weight: ``[R, C]`` and ``[C, R]``, or with trailing 1s (the weights
             of 1x1 convolutions), in input's dtype or float32.
         reduce_bias, expand_bias: ``[R]`` and ``[C]``, or None.
-        activation: relu, silu, gelu, hardswish or leaky_relu.
+        activation: relu, silu, gelu, hardswish, leaky_relu or identity.
         gate: sigmoid, hardsigmoid or relu.
         residual: the shortcut, of input's shape and dtype, or None; in input's layout it is read
             where it lies.

@@ -44,6 +44,7 @@ ACTIVATIONS: dict[str, tuple[Pointwise, Pointwise]] = {
     "gelu": (F.gelu, _gelu_slope),
     "hardswish": (F.hardswish, _hardswish_slope),
     "leaky_relu": (F.leaky_relu, lambda z: torch.where(z > 0, 1.0, torch.full_like(z, 0.01))),
+    "identity": (lambda z: z, torch.ones_like),
 }
 
 # name -> (function, derivative as a function of its result).

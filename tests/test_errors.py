@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "unknown activation": (
         {"activation": "mish"},
         ValueError,
-        "activation must be one of relu, silu, gelu, hardswish, leaky_relu, got 'mish'",
+        "activation must be one of relu, silu, gelu, hardswish, leaky_relu, identity, got 'mish'",
     ),
     "unknown gate": (
         {"gate": "tanh"},
