@@ -51,7 +51,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "csrc/build_info.h", folder / "csrc")
     (folder / "csrc/se_types.h").write_text("#define ANSWER 42\n")
     (folder / "csrc/ops.cpp").write_text(OPS)
-    (folder / "csrc/plan.cpp").write_text("")
+    for plan in (ROOT / "csrc").glob("plan*.cpp"):
+        (folder / "csrc" / plan.name).write_text("")
     (folder / "csrc/cpu/kernels_baseline.cpp").write_text("")
     (folder / "csrc/core.cpp").write_text(CORE)
     (folder / "seblock_cuda/__init__.py").write_text("")

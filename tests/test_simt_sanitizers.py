@@ -41,7 +41,7 @@ def test_nothing_is_found(sanitized: Path) -> None:
 def test_an_overrun_is_found(
     sanitized: Path, name: str, file: str, replacement: tuple[str, str], report: str
 ) -> None:
-    mutant = mutants.Mutant(f"sanitized {name}", "forward.cu", file, [replacement])
+    mutant = mutants.Mutant(f"sanitized {name}", "forward_split.cu", file, [replacement])
     module = mutants.build_mutant(mutant, sanitized, sanitize.CHECKS)
     shapes = {"one element beyond x": "primes", "four bytes of shared memory": "many samples"}
     done = sanitize.run(module, "--shapes", shapes[name], "--dtypes", "bfloat16")

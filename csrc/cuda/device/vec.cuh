@@ -45,7 +45,8 @@ template <typename acc_t, typename scalar_t, int kVec>
 SEBLOCK_DEVICE void load(const scalar_t* address, acc_t (&out)[kVec]) {
   const auto* from = reinterpret_cast<const Vec<scalar_t, kVec>*>(address);
   before_load(from);
-  widen(*from, out);
+  const Vec<scalar_t, kVec> vec = *from;  // widened from memory, it would be loaded by elements
+  widen(vec, out);
 }
 
 template <typename acc_t, typename scalar_t>

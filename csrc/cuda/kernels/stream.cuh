@@ -199,12 +199,12 @@ void launch_stream(const Pass& pass, const SePlan& plan, const char* name, void*
                    void* stream) {
   const Problem& problem = pass.problem;
   const StreamWorkspace parts(problem.shape, plan.slice);
-  char* const base = static_cast<char*>(workspace);
+  float* const partial = static_cast<float*>(workspace) + parts.counters / sizeof(float);
   const StreamParams<Pass> params{{pass, plan.slice, SliceShared(problem.shape, plan.slice),
                                    Divisor32(problem.shape.s), plan.strategy == Strategy::resident},
-                                  reinterpret_cast<uint32_t*>(base),
-                                  reinterpret_cast<float*>(base + parts.counters),
-                                  reinterpret_cast<float*>(base + parts.counters + parts.partial)};
+                                  static_cast<uint32_t*>(workspace),
+                                  partial,
+                                  partial + parts.partial / sizeof(float)};
   if (!params.slice.resident) clear(params.counters, parts.counters, stream);
   const auto kernel = problem.layout == Layout::nchw ? stream_kernel<Pass, Layout::nchw>
                                                      : stream_kernel<Pass, Layout::nhwc>;
