@@ -15,15 +15,18 @@ Run = Callable[[str], subprocess.CompletedProcess[str]]
 SOUND = ["sum", "same-bits", "seeds", "partial-warps", "poison", "pipeline", "recovery"]
 SOUND += ["traffic", "bank-conflicts"]
 
+UNORDERED = (
+    "kernel: block 1: thread {}: reads 4 bytes at byte {} of y, which thread {} of block 0 wrote: "
+    "nothing orders the two"
+)
+
 # Kernels that are wrong: the report names kernel, block, thread and what each waits for.
 REPORTS = {
     "exited-thread": "exits: block 3: barrier divergence: thread 0 waits at sync_threads "
     "(and 31 more), thread 32 has exited (and 31 more)",
     "divergent-barrier": "diverges: block 0: warp divergence: thread 0 waits at sync_threads "
-    "(and 30 more), thread 5 waits at sync_warp",
-    "divergent-shuffle": "diverges: block 0: warp divergence: thread 32 waits at shuffle_down "
-    "(and 9 more), thread 42 waits at shuffle_xor (and 21 more)",
-    "exited-lane": "exits: block 0: warp divergence: thread 32 waits at sync_warp (and 30 more), "
+    "(and 30 more), thread 5 waits at shuffle_xor",
+    "exited-lane": "exits: block 0: warp divergence: thread 32 waits at shuffle_xor (and 30 more), "
     "thread 63 has exited",
     "stuck": "waits: stuck wait: block 1: thread 2 waits in spin, thread 0 waits at sync_threads "
     "(and 62 more)",
@@ -42,6 +45,13 @@ REPORTS = {
     "shared-race": "kernel: block 0: thread 48: reads 4 bytes at byte 0 of shared memory, which "
     "thread 0 wrote since the last barrier",
     "shared-ordered": "no error",
+    "global-race": "kernel: block 0: thread 7: reads 4 bytes at byte 0 of y, which thread 3 of "
+    "block 0 wrote: nothing orders the two",
+    "handed-over": "no error",
+    **dict.fromkeys(
+        ("released-early", "not-released", "not-acquired"), UNORDERED.format(0, 252, 63)
+    ),
+    "read-early": UNORDERED.format(1, 248, 62),
     "shared-beyond": "kernel: block 0: thread 0: writes 4 bytes at byte 64 of shared memory, "
     "which has 64 bytes",
     "shared-unwritten": "kernel: block 0: thread 0: reads 4 bytes at byte 12 of shared memory, "

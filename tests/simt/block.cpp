@@ -10,9 +10,8 @@ namespace simt {
 namespace {
 
 // In the order of At.
-constexpr const char* kPlaces[] = {
-    "can run",          "waits in spin",         "waits at sync_threads", "waits at sync_warp",
-    "waits at shuffle", "waits at shuffle_down", "waits at shuffle_xor",  "has exited"};
+constexpr const char* kPlaces[] = {"can run", "waits in spin", "waits at sync_threads",
+                                   "waits at shuffle_xor", "has exited"};
 
 std::vector<std::unique_ptr<Fiber>>& idle_fibers() {
   thread_local std::vector<std::unique_ptr<Fiber>> fibers;
@@ -38,7 +37,7 @@ Block::Block(unsigned index, const Launch& launch, void (*thread_main)(void*))
   // and pointers that outlive it.
   shared = ::operator new(launch.shared_bytes, std::align_val_t{kSharedAlignment});
   std::memset(shared, 0xff, launch.shared_bytes);
-  if (recording()) trace = std::make_unique<BlockTrace>(*recording(), launch, shared);
+  if (recording()) trace = std::make_unique<BlockTrace>(*recording(), launch, index, shared);
 }
 
 Block::~Block() {

@@ -13,8 +13,8 @@
 
 namespace simt {
 
-// Where a thread is. The shuffles are in the order of detail::Shuffle.
-enum class At { ready, spin, sync_threads, sync_warp, shuffle, shuffle_down, shuffle_xor, exited };
+// Where a thread is.
+enum class At { ready, spin, sync_threads, shuffle_xor, exited };
 
 struct Block;
 
@@ -25,7 +25,7 @@ struct Thread {
   std::unique_ptr<Fiber> fiber;
 };
 
-// Threads of a block that meet at a barrier: a warp, or all.
+// Threads of a block that meet: a warp, or all.
 struct Group {
   unsigned first;
   unsigned size;

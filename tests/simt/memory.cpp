@@ -60,18 +60,21 @@ Recording* recording() { return current().get(); }
 Recording::Recording(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {
   for (const Tensor& tensor : tensors_) {
     cells_.emplace_back(tensor.bytes / tensor.element);
-    for (Cell& cell : cells_.back()) cell.initialised = !tensor.output;
+    if (tensor.output) continue;
+    for (Cell& cell : cells_.back()) cell.writer.launch = ~0u;  // before the first
   }
 }
 
 void Recording::start_launch(const Launch& launch) {
   launches_.push_back({launch.kernel, launch.blocks, launch.shared_bytes, {}, {}});
   launches_.back().tensors.resize(tensors_.size());
+  flags_.clear();
   calls_.assign(kCalls, {});
   sites_ = 0;
 }
 
-unsigned Recording::check(uintptr_t address, size_t bytes, Access access) {
+unsigned Recording::check(uintptr_t address, size_t bytes, Access access, const BlockTrace& block,
+                          unsigned thread) {
   const auto holds = [&](const Tensor& tensor) {
     return address >= tensor.address && address + bytes <= tensor.address + tensor.bytes;
   };
@@ -87,10 +90,17 @@ unsigned Recording::check(uintptr_t address, size_t bytes, Access access) {
     fail(access, bytes, where + ": misaligned");
   }
   if (access == Access::write && !tensor.output) fail(access, bytes, where + ", an input");
+  const auto launch = static_cast<uint32_t>(launches_.size());
   for (size_t i = offset / tensor.element; i < (offset + bytes) / tensor.element; i++) {
     Cell& cell = cells_[recent_][i];
-    if (access == Access::write) cell.initialised = true;
-    if (!cell.initialised) fail(access, bytes, where + ", which nobody has written");
+    Writer& writer = cell.writer;
+    if (writer.launch == launch && !block.follows(writer, thread)) {
+      fail(access, bytes,
+           where + ", which thread " + std::to_string(writer.thread) + " of block " +
+               std::to_string(writer.block) + " wrote: nothing orders the two");
+    }
+    if (access == Access::write) writer = block.writer(launch, thread);
+    if (writer.launch == 0) fail(access, bytes, where + ", which nobody has written");
   }
   return recent_;
 }

@@ -2,8 +2,12 @@
 // the lanes of a warp access it together. What the tensors mean is unknown here.
 //
 // A recording spans several launches. Recorded accesses are checked at once (bounds, alignment,
-// uninitialised bytes, races in shared memory) and counted when the lanes of the warp next meet:
-// the n-th access that each lane has made at one call site since they last met is one request.
+// uninitialised bytes, races) and counted when the lanes of the warp next meet: the n-th access
+// that each lane has made at one call site since they last met is one request.
+//
+// A race is an access to what another thread wrote (in shared memory, a write to what it read, too)
+// with nothing that orders the two, whatever the schedule: within a block a barrier; between the
+// blocks of a launch released() after a barrier of the one, acquired() and a barrier of the other.
 #pragma once
 
 #include <cstdint>

@@ -18,7 +18,7 @@ std::string missing_barrier() {
       if (thread_index() == 32) *shared = 1;
       sync_threads();
       if (thread_index() == 0) seen = *shared;
-      sync_warp();  // where sync_threads belongs
+      // here sync_threads belongs
       if (thread_index() == 32) *shared = 2;
     });
     wrong += seen != 1;
@@ -36,25 +36,15 @@ std::string exited_thread() {
 
 std::string divergent_barrier() {
   return report({"diverges", 1, 64, 0}, [] {
-    if (thread_index() == 5) sync_warp();
+    if (thread_index() == 5) shuffle_xor(1.0f, 1);
     sync_threads();
-  });
-}
-
-std::string divergent_shuffle() {
-  return report({"diverges", 1, 96, 0}, [] {
-    if (thread_index() >= 32 && thread_index() < 42) {
-      shuffle_down(1.0f, 1);
-    } else {
-      shuffle_xor(1.0f, 1);
-    }
   });
 }
 
 std::string exited_lane() {
   return report({"exits", 2, 64, 0}, [] {
     if (thread_index() == 63) return;
-    sync_warp();
+    shuffle_xor(1.0f, 1);
   });
 }
 
@@ -113,7 +103,7 @@ std::string recovery() {
            message);
     expect(destroyed == 128, "128 locals destroyed, not " + std::to_string(destroyed));
     destroyed = 0;
-    exited_lane(), divergent_shuffle(), stack_overflow();
+    exited_lane(), divergent_barrier(), stack_overflow();
     unsigned sum = 0;
     launch({"sums", 3, 256, 0}, [&] {
       sync_threads();
@@ -178,7 +168,6 @@ Cases faulty_cases() {
       {"missing-barrier", missing_barrier},
       {"exited-thread", exited_thread},
       {"divergent-barrier", divergent_barrier},
-      {"divergent-shuffle", divergent_shuffle},
       {"exited-lane", exited_lane},
       {"stuck", stuck},
       {"exception", exception},

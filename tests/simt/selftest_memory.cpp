@@ -85,6 +85,33 @@ std::string refusal(void (*body)(float* x, float* y)) {
   return message;
 }
 
+// Block 0 writes y and sets a flag; block 1 waits for it and reads y. The steps are those that may
+// be missing.
+std::string handing_over(bool barrier, bool release, bool acquire, bool second_barrier) {
+  std::vector<float> y(64);
+  unsigned flag = 0;
+  schedule().resident = 2;
+  start_recording({tensor("y", y, true)});
+  const std::string message = report({"kernel", 2, 64, 0}, [&] {
+    if (block_index() == 0) {
+      store(&y[thread_index()], 1.f);
+      if (barrier) sync_threads();
+      if (thread_index() != 63) return;
+      if (release) released(&flag);
+      flag = 1;
+      return;
+    }
+    while (thread_index() == 0 && flag == 0) spin();
+    if (thread_index() == 0 && acquire) acquired(&flag);
+    if (second_barrier) sync_threads();
+    if (thread_index() > 0)
+      while (flag == 0) spin();
+    load(&y[63 - thread_index()]);
+  });
+  stop_recording();
+  return message;
+}
+
 float* shared_float(unsigned i, Access access) {
   float* address = static_cast<float*>(shared_memory()) + i;
   shared_access(address, sizeof(float), access);
@@ -123,14 +150,25 @@ Cases memory_cases() {
            const unsigned i = thread_index() % 16;
            if (thread_index() < 16) *shared_float(i, Access::write) = 1;
            sync_threads();
-           if (thread_index() >= 32) return;
            shared_float(i, Access::read);
-           sync_warp();
+           sync_threads();
            if (thread_index() < 16) *shared_float(i, Access::write) = 2;
-           sync_warp();
+           sync_threads();
            shared_float(i, Access::read);
          });
        }},
+      {"global-race",
+       [] {
+         return refusal([](float*, float* y) {
+           if (thread_index() == 3) store(y, 1.f);
+           if (thread_index() == 7) load(y);
+         });
+       }},
+      {"handed-over", [] { return handing_over(true, true, true, true); }},
+      {"released-early", [] { return handing_over(false, true, true, true); }},
+      {"not-released", [] { return handing_over(true, false, true, true); }},
+      {"not-acquired", [] { return handing_over(true, true, false, true); }},
+      {"read-early", [] { return handing_over(true, true, true, false); }},
       {"shared-beyond",
        [] { return refusal([](float*, float*) { shared_float(16, Access::write); }); }},
       {"shared-unwritten",

@@ -192,9 +192,8 @@ void Grid::meet(Group& group, At place) {
     for (Thread* thread = first; thread != first + group.size; thread++) thread->at = At::ready;
     group.arrived = 0;
     if (BlockTrace* trace = self.block->trace.get()) {
-      place == At::sync_threads
-          ? trace->threads_met()
-          : trace->warp_met(group.first / kWarpThreads, place == At::sync_warp);
+      place == At::sync_threads ? trace->threads_met()
+                                : trace->warp_met(group.first / kWarpThreads);
     }
   }
   suspend();
@@ -235,11 +234,6 @@ std::runtime_error Grid::stuck_wait() const {
   return std::runtime_error(text);
 }
 
-Warp& current_warp() {
-  const Thread& thread = grid().current();
-  return thread.block->warps[thread.index / kWarpThreads];
-}
-
 }  // namespace
 
 Schedule& schedule() {
@@ -264,7 +258,6 @@ unsigned grid_blocks() { return grid().launch().blocks; }
 void* shared_memory() { return grid().current().block->shared; }
 
 void sync_threads() { grid().meet(grid().current().block->group, At::sync_threads); }
-void sync_warp() { grid().meet(current_warp().group, At::sync_warp); }
 
 void spin() {
   grid().current().at = At::spin;
@@ -283,18 +276,24 @@ void shared_access(const void* address, size_t bytes, Access access) {
   if (trace) trace->shared(thread.index, address, bytes, access, __builtin_return_address(0));
 }
 
-namespace detail {
-
-unsigned lane_index() { return thread_index() % kWarpThreads; }
-
-void shuffle(Shuffle kind, unsigned source, const void* value, void* result, size_t bytes) {
-  Warp& warp = current_warp();
-  const unsigned lane = lane_index();
-  uint64_t* slots = warp.slots[warp.turn[lane]++ % 2];
-  std::memcpy(&slots[lane], value, bytes);
-  grid().meet(warp.group, static_cast<At>(static_cast<int>(At::shuffle) + static_cast<int>(kind)));
-  std::memcpy(result, &slots[source], bytes);
+void released(const void* flag) {
+  const Thread& thread = grid().current();
+  if (BlockTrace* trace = thread.block->trace.get()) trace->released(thread.index, flag);
 }
 
-}  // namespace detail
+void acquired(const void* flag) {
+  const Thread& thread = grid().current();
+  if (BlockTrace* trace = thread.block->trace.get()) trace->acquired(thread.index, flag);
+}
+
+uint64_t shuffle_xor_bits(uint64_t value, unsigned lane_mask) {
+  const Thread& thread = grid().current();
+  Warp& warp = thread.block->warps[thread.index / kWarpThreads];
+  const unsigned lane = thread.index % kWarpThreads;
+  uint64_t* slots = warp.slots[warp.turn[lane]++ % 2];
+  slots[lane] = value;
+  grid().meet(warp.group, At::shuffle_xor);
+  return slots[(lane ^ lane_mask) % kWarpThreads];
+}
+
 }  // namespace simt

@@ -6,7 +6,8 @@
 //   squeeze: block 3: barrier divergence: thread 0 waits at sync_threads, thread 32 has exited
 //
 // A fiber runs until it waits, so the code between two waits is atomic and memory is sequentially
-// consistent: a missing fence does not show. What the kernels compute is unknown here.
+// consistent; what a weaker order would make of it is checked by the recording (memory.h). What the
+// kernels compute is unknown here.
 #pragma once
 
 #include <cstddef>
@@ -65,48 +66,30 @@ unsigned grid_blocks();
 // any floating-point type. Its size is exact, so that AddressSanitizer sees one byte too many.
 void* shared_memory();
 
-// Barriers for every thread of the block, or of the warp: none may have exited or wait elsewhere.
+// A barrier for every thread of the block: none may have exited or wait elsewhere.
 void sync_threads();
-void sync_warp();
 
 // One turn of a loop that waits for another thread: lets the others run.
 void spin();
 
-namespace detail {
-enum class Shuffle { lane, down, exclusive_or };
+// Release and acquire on a flag that blocks share: what the block wrote before its last barrier,
+// another block may read after acquired(), the thread that calls it at once, the others after their
+// next barrier. The flag itself is the kernel's. Checked by the recording only.
+void released(const void* flag);
+void acquired(const void* flag);
 
-// Offers `value` to the warp, waits for all its lanes, and takes what lane `source` offered.
-void shuffle(Shuffle kind, unsigned source, const void* value, void* result, size_t bytes);
-unsigned lane_index();
-
-template <class T>
-T shuffle(Shuffle kind, unsigned source, T value) {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(uint64_t));
-  T result;
-  shuffle(kind, source, &value, &result, sizeof(T));
-  return result;
-}
-}  // namespace detail
-
-// Each takes the value of another lane. Every lane of the warp takes part; in the last warp of a
-// block, those that exist. A lane that does not exist gives 0xff bytes.
-template <class T>
-T shuffle(T value, unsigned lane) {
-  return detail::shuffle(detail::Shuffle::lane, lane % kWarpThreads, value);
-}
+// `value` of the lane whose index differs by `lane_mask`; 0xff bytes if that lane does not exist.
+// Every lane of the warp takes part; in the last warp of a block, those that exist.
+uint64_t shuffle_xor_bits(uint64_t value, unsigned lane_mask);
 
 template <class T>
 T shuffle_xor(T value, unsigned lane_mask) {
-  const unsigned source = (detail::lane_index() ^ lane_mask) % kWarpThreads;
-  return detail::shuffle(detail::Shuffle::exclusive_or, source, value);
-}
-
-// The last `delta` lanes keep their own value.
-template <class T>
-T shuffle_down(T value, unsigned delta) {
-  const unsigned lane = detail::lane_index();
-  const unsigned source = lane + delta < kWarpThreads ? lane + delta : lane;
-  return detail::shuffle(detail::Shuffle::down, source, value);
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = shuffle_xor_bits(bits, lane_mask);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
 }
 
 }  // namespace simt

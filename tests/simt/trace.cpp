@@ -1,4 +1,4 @@
-// Groups the accesses of a block's threads into requests of warps; races in shared memory.
+// Groups the accesses of a block's threads into requests of warps; finds races.
 #include "trace.h"
 
 #include <algorithm>
@@ -12,8 +12,14 @@ constexpr size_t kSharedCell = 2;  // bytes; the smallest type in shared memory
 
 }  // namespace
 
-BlockTrace::BlockTrace(Recording& recording, const Launch& launch, const void* shared)
+void join(Clock& clock, const Clock& other) {
+  for (const auto& [block, barrier] : other) clock[block] = std::max(clock[block], barrier);
+}
+
+BlockTrace::BlockTrace(Recording& recording, const Launch& launch, unsigned index,
+                       const void* shared)
     : recording_(recording),
+      index_(index),
       shared_(reinterpret_cast<uintptr_t>(shared)),
       shared_bytes_(launch.shared_bytes),
       warps_((launch.threads + kWarpThreads - 1) / kWarpThreads),
@@ -22,7 +28,28 @@ BlockTrace::BlockTrace(Recording& recording, const Launch& launch, const void* s
 void BlockTrace::global(unsigned thread, const void* address, size_t bytes, Access access,
                         const void* caller) {
   const auto at = reinterpret_cast<uintptr_t>(address);
-  add(thread, recording_.check(at, bytes, access), at, bytes, access, caller);
+  add(thread, recording_.check(at, bytes, access, *this, thread), at, bytes, access, caller);
+}
+
+bool BlockTrace::follows(const Writer& before, unsigned thread) const {
+  if (before.block == index_) return before.thread == thread || before.barrier < barriers_;
+  const auto known = [&](const Clock& clock) {
+    const auto found = clock.find(before.block);
+    return found != clock.end() && before.barrier < found->second;
+  };
+  const auto learnt = learnt_.find(thread);
+  return known(clock_) || (learnt != learnt_.end() && known(learnt->second));
+}
+
+void BlockTrace::released(unsigned thread, const void* flag) {
+  Clock& clock = recording_.flag(flag);
+  join(clock, clock_);
+  join(clock, learnt_[thread]);
+  join(clock, {{index_, barriers_}});
+}
+
+void BlockTrace::acquired(unsigned thread, const void* flag) {
+  join(learnt_[thread], recording_.flag(flag));
 }
 
 void BlockTrace::shared(unsigned thread, const void* address, size_t bytes, Access access,
@@ -53,25 +80,16 @@ void BlockTrace::shared(unsigned thread, const void* address, size_t bytes, Acce
 
 // True if `thread` is not ordered after the accesses of `before`.
 bool BlockTrace::races(const Stamp& before, unsigned thread) const {
-  if (before.barrier != barriers_) return false;
-  if (before.several_warps || before.thread / kWarpThreads != thread / kWarpThreads) return true;
-  if (before.warp_barrier != warps_[thread / kWarpThreads].barriers) return false;
-  return before.several || before.thread != thread;
+  return before.barrier == barriers_ && (before.several || before.thread != thread);
 }
 
 void BlockTrace::stamp(Stamp& stamp, unsigned thread) const {
-  const uint32_t warp_barrier = warps_[thread / kWarpThreads].barriers;
-  const bool same_span = stamp.barrier == barriers_;
-  const bool same_warp = stamp.thread / kWarpThreads == thread / kWarpThreads;
-  const bool several_warps = same_span && (stamp.several_warps || !same_warp);
-  const bool several = same_span && same_warp && stamp.warp_barrier == warp_barrier &&
-                       (stamp.several || stamp.thread != thread);
-  stamp = {barriers_, warp_barrier, thread, several, several_warps};
+  stamp = {barriers_, thread, races(stamp, thread)};
 }
 
 void BlockTrace::add(unsigned thread, unsigned tensor, uintptr_t address, size_t bytes,
                      Access access, const void* caller) {
-  std::vector<Site>& sites = warps_[thread / kWarpThreads].sites;
+  std::vector<Site>& sites = warps_[thread / kWarpThreads];
   const Kind kind{access, static_cast<unsigned>(bytes), tensor};
   const unsigned index = recording_.site_of(caller, kind);
   if (index >= sites.size()) sites.resize(index + 1);
@@ -89,12 +107,13 @@ void BlockTrace::add(unsigned thread, unsigned tensor, uintptr_t address, size_t
 
 void BlockTrace::threads_met() {
   barriers_++;
-  for (unsigned warp = 0; warp < warps_.size(); warp++) warp_met(warp, false);
+  for (const auto& [thread, clock] : learnt_) join(clock_, clock);
+  learnt_.clear();
+  for (unsigned warp = 0; warp < warps_.size(); warp++) warp_met(warp);
 }
 
-void BlockTrace::warp_met(unsigned warp, bool orders_memory) {
-  if (orders_memory) warps_[warp].barriers++;
-  for (Site& site : warps_[warp].sites) {
+void BlockTrace::warp_met(unsigned warp) {
+  for (Site& site : warps_[warp]) {
     if (site.used == 0) continue;
     for (unsigned i = 0; i < site.used; i++) recording_.count(site.kind, site.requests[i]);
     std::fill_n(site.taken, kWarpThreads, 0);

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
-#include <unordered_map>
 #include <vector>
 
 #include "memory.h"
@@ -35,6 +35,20 @@ struct Site {
   std::vector<Request> requests;
 };
 
+// Who wrote an element last. A launch is numbered from 1; 0: nobody.
+struct Writer {
+  uint32_t launch = 0;
+  uint32_t block = 0;
+  uint32_t barrier = 0;  // barriers of the block by then
+  uint32_t thread = 0;
+};
+
+// By block: its writes up to this barrier, exclusive, are known.
+using Clock = std::map<uint32_t, uint32_t>;
+void join(Clock& clock, const Clock& other);
+
+class BlockTrace;
+
 class Recording {
  public:
   explicit Recording(std::vector<Tensor> tensors);
@@ -43,7 +57,10 @@ class Recording {
   std::vector<LaunchTraffic> take_launches() { return std::move(launches_); }
 
   // The index of the tensor that holds [address, address + bytes); throws what is wrong with it.
-  unsigned check(uintptr_t address, size_t bytes, Access access);
+  unsigned check(uintptr_t address, size_t bytes, Access access, const BlockTrace& block,
+                 unsigned thread);
+  // What is known by who sees the flag set.
+  Clock& flag(const void* address) { return flags_[address]; }
   // Numbers, from 0 in each launch, the pairs of a call site and a kind.
   unsigned site_of(const void* caller, const Kind& kind);
   unsigned shared_tensor() const { return static_cast<unsigned>(tensors_.size()); }
@@ -53,7 +70,7 @@ class Recording {
   struct Cell {  // one element of a tensor
     uint64_t last_touch = 0;
     uint32_t last_read = 0;  // number of the launch, from 1
-    bool initialised = false;
+    Writer writer;
   };
 
   void count_global(const Kind& kind, const Request& request);
@@ -69,6 +86,7 @@ class Recording {
   std::vector<Tensor> tensors_;
   std::vector<std::vector<Cell>> cells_;
   std::vector<LaunchTraffic> launches_;
+  std::map<const void*, Clock> flags_;
   std::vector<Call> calls_;  // a hash table
   unsigned sites_ = 0;
   unsigned recent_ = 0;  // the tensor of the last access
@@ -80,7 +98,7 @@ Recording* recording();
 
 class BlockTrace {
  public:
-  BlockTrace(Recording& recording, const Launch& launch, const void* shared);
+  BlockTrace(Recording& recording, const Launch& launch, unsigned index, const void* shared);
   ~BlockTrace() { threads_met(); }
   BlockTrace(const BlockTrace&) = delete;
   BlockTrace& operator=(const BlockTrace&) = delete;
@@ -90,20 +108,24 @@ class BlockTrace {
   void shared(unsigned thread, const void* address, size_t bytes, Access access,
               const void* caller);
 
+  void released(unsigned thread, const void* flag);
+  void acquired(unsigned thread, const void* flag);
+
   void threads_met();
-  void warp_met(unsigned warp, bool orders_memory);
+  void warp_met(unsigned warp);
+
+  // Of an access of `thread` to global memory, now.
+  Writer writer(uint32_t launch, unsigned thread) const {
+    return {launch, index_, barriers_, thread};
+  }
+  // True if `thread` is ordered after what `before` did in this launch.
+  bool follows(const Writer& before, unsigned thread) const;
 
  private:
-  struct Warp {
-    uint32_t barriers = 1;
-    std::vector<Site> sites;
-  };
-  struct Stamp {  // the accesses of one kind since the last barrier of the block
+  struct Stamp {  // the accesses of one kind since the last barrier
     uint32_t barrier = 0;
-    uint32_t warp_barrier = 0;
     unsigned thread = 0;
-    bool several = false;        // threads
-    bool several_warps = false;  // of several warps
+    bool several = false;  // threads
   };
   struct SharedCell {
     Stamp written, read;
@@ -115,10 +137,13 @@ class BlockTrace {
   void stamp(Stamp& stamp, unsigned thread) const;
 
   Recording& recording_;
+  unsigned index_;
   uintptr_t shared_;
   size_t shared_bytes_;
   uint32_t barriers_ = 1;
-  std::vector<Warp> warps_;
+  Clock clock_;                       // what every thread of the block knows of other blocks
+  std::map<unsigned, Clock> learnt_;  // by a thread, since the last barrier
+  std::vector<std::vector<Site>> warps_;
   std::vector<SharedCell> cells_;
 };
 

@@ -32,12 +32,16 @@ inline uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
 
-// Counters. A fiber runs until it waits, so these need no atomic instructions; the recording leaves
-// them out.
+// Counters. A fiber runs until it waits, so these need no atomic instructions; the recording hears
+// of release and acquire only.
 inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
-inline void publish(uint32_t* counter) { ++*counter; }
+inline void publish(uint32_t* counter) {
+  simt::released(counter);
+  ++*counter;
+}
 inline void await(uint32_t* counter, uint32_t count) {
   while (*static_cast<volatile uint32_t*>(counter) < count) simt::spin();
+  simt::acquired(counter);
 }
 
 template <typename T>

@@ -87,7 +87,7 @@ SEBLOCK_DEVICE void widen(const Packed<scalar_t>& packed, float (&out)[kWidest<s
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
     scalar_t parts[kPerWord];
-    memcpy(parts, &packed.words[word], 4);
+    memcpy(static_cast<void*>(parts), &packed.words[word], 4);
 #pragma unroll
     for (int k = 0; k < kPerWord; ++k) out[word * kPerWord + k] = static_cast<float>(parts[k]);
   }
