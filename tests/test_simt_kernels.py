@@ -20,6 +20,8 @@ SLICED = [
     (1, 8, (120, 120), 4),
     (3, 8, (2, 2), 3),
 ]
+# The most samples and channels, the largest plane, the least of everything.
+EXTREMES = [(4096, 8, (2, 2), 2), (1, 8192, (2, 2), 16), (1, 8, (512, 512), 2), (1, 1, (1, 1), 1)]
 
 
 def check(simt: ModuleType, problem: cases.Problem, strategy: str = "split") -> kernels.Run:
@@ -67,6 +69,17 @@ def test_groups_and_slices(
     problem = cases.make_problem(
         shape, dtype, layout, weight_dtype=torch.float32, bias=True, tail=tail
     )
+    planned(simt, problem, strategy)
+    check(simt, problem, strategy)
+
+
+@pytest.mark.parametrize("strategy", kernels.STRATEGIES)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("shape", EXTREMES, ids=str)
+def test_extreme_shapes(
+    simt: ModuleType, shape: tuple[int, int, tuple[int, ...], int], layout: str, strategy: str
+) -> None:
+    problem = cases.make_problem(shape, torch.bfloat16, layout, bias=True, tail="add_relu")
     planned(simt, problem, strategy)
     check(simt, problem, strategy)
 
