@@ -13,26 +13,10 @@ import torch
 from problem import Problem
 
 # The options that the losses depend on: one training has one value of each, --se may change.
-SAME = [
-    "model",
-    "data",
-    "loss",
-    "epochs",
-    "batch_size",
-    "lr",
-    "se_lr",
-    "weight_decay",
-    "warmup",
-    "seed",
-    "size",
-    "embedding",
-    "scale",
-    "margin",
-    "sample_rate",
-    "norm",
-    "amp",
-    "ema",
-]
+SAME = (
+    *("model", "data", "loss", "norm", "size", "embedding", "scale", "margin", "sample_rate"),
+    *("epochs", "batch_size", "lr", "se_lr", "weight_decay", "warmup", "ema", "amp", "seed"),
+)
 
 
 def save(path: Path, state: Mapping[str, Any], options: argparse.Namespace) -> None:

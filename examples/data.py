@@ -1,7 +1,7 @@
-"""The data: digits that are always there, or a folder of images; batches in an order that a step knows.
+"""The data and its batches: digits that are always there, here; a folder of images in folder.py.
 
-What a step sees is a function of the seed and the step's number alone: the order of an epoch is drawn
-from (seed, epoch), an image's augmentation from (seed, epoch, index). So a training that is
+What a step sees is a function of the seed and the step's number alone: the order of an epoch is
+drawn from (seed, epoch), an image's augmentation from (seed, epoch, index). So a training that is
 continued sees what it would have seen, and several processes see what one would.
 """
 

@@ -182,7 +182,7 @@ def verdict(fused: Run, plain: Run, data: Digits) -> int:
 
 def run(options: argparse.Namespace, device: torch.device) -> int:
     """Trains, prints the table, writes the picture; the exit status."""
-    torch.set_num_threads(options.threads or 1)  # more gain little on a net this small
+    torch.set_num_threads(options.threads)
     # Rounding is to be that of float32, and the same in every run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True

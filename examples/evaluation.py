@@ -20,7 +20,7 @@ FOLDS = 10
 def collect(
     forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], ranks: Ranks
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [N, D] and labels [N] of all processes' batches, on the first; the others get none."""
+    """Outputs [N, D] and labels [N] of all processes' batches, on the first; none on others."""
     parts = [(forward(images).float().cpu(), labels.cpu()) for images, labels in batches]
     gathered = [part for parts_of_one in ranks.gather(parts) for part in parts_of_one]
     if not gathered:

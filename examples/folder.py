@@ -28,8 +28,8 @@ class Images(Dataset[Any]):
     """Image files, each augmented as (seed, epoch, index) say.
 
     Args:
-        bad: for a file that is no image, "stop" gives a Problem in its place (see `collate`), "skip"
-            the next image that can be read, with one warning per file.
+        bad: for a file that is no image, "stop" gives a Problem in its place (see `collate`),
+            "skip" the next image that can be read, with one warning per file.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ GROUPS = 8
 
 
 def build(name: str, *, se: str, outputs: int, channels: int, size: int) -> nn.Module:
-    """Images [N, channels, size, size], 3 channels for irse50, to [N, outputs]: logits or an embedding.
+    """Images [N, channels, size, size] to [N, outputs]: logits or an embedding.
 
     Raises:
         Problem: there is no such network, or it does not take such images.

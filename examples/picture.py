@@ -19,6 +19,7 @@ BLUE, VERMILION, BLACK = "#0072B2", "#D55E00", "#000000"
 UNTRAINED = 0.5  # the gate of an untrained layer, near enough
 DIGITS = [str(digit) for digit in range(10)]
 LAYERS, CLASSES = 4, 20  # as many as can be told apart
+LEAST_LOSS = 1e-4  # below it a loss is not worth the space
 
 
 def draw(
@@ -55,18 +56,17 @@ def draw_training(
     chosen = np.unique(np.linspace(0, len(gates) - 1, LAYERS).round().astype(int)) if gates else []
     names = [list(gates)[place] for place in chosen]
     with _page(path) as (left, right):
-        axes = np.atleast_1d(left.subplots(2 if embeddings or roc else 1, 1)).tolist()
-        axes[0].plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=1)
-        axes[0].set(xlabel="step", ylabel="training loss", yscale="log")
-        if embeddings is not None:
-            _draw_embeddings(axes[1], *embeddings, classes)
-        if roc is not None:
-            inset = axes[0].inset_axes((0.55, 0.5, 0.42, 0.46))
-            inset.plot(roc[0], roc[1], color=VERMILION)
-            inset.set(xlim=(0, 1), ylim=(0, 1.02))
-            inset.set_xscale("symlog", linthresh=1e-3)
-            inset.set_title(f"ROC of pairs, area {roc[2]:.4f}", fontsize=9)
-            inset.tick_params(labelsize=7)
+        of_pairs = embeddings is not None and roc is not None
+        axes = left.subplot_mosaic([["loss"] * 2, ["roc", "points"]] if of_pairs else [["loss"]])
+        axes["loss"].plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=1)
+        axes["loss"].set(xlabel="step", ylabel="training loss", yscale="log")
+        axes["loss"].set_ylim(bottom=max(min(losses, default=1), LEAST_LOSS))
+        if embeddings is not None and roc is not None:
+            axes["roc"].plot(roc[0], roc[1], color=VERMILION)
+            axes["roc"].set(title=f"pairs: area {roc[2]:.4f}", xlim=(0, 1), ylim=(0, 1.02))
+            axes["roc"].set_xscale("symlog", linthresh=1e-3)
+            axes["roc"].set(xlabel="false positives", ylabel="true positives")
+            _draw_embeddings(axes["points"], *embeddings, classes)
         if names:
             seen = {name: gates[name][:CLASSES] for name in names}
             _draw_gates(right, seen, list(classes)[:CLASSES], "class")
@@ -96,10 +96,9 @@ def _draw_embeddings(
     for label in range(min(len(classes), CLASSES)):
         x, y = points[labels == label].T
         axis.scatter(x, y, s=8, color=colours(label % 20), label=classes[label])
-    axis.set(xlabel="first principal component", ylabel="second", aspect="equal")
-    axis.legend(
-        frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    axis.set(xlabel="first principal component", ylabel="second", title="embeddings")
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axis.legend(frameon=False, fontsize=8, markerscale=2, **beside)
 
 
 def _draw_losses(part: SubFigure, losses: Mapping[str, Sequence[float]]) -> None:

@@ -1,8 +1,8 @@
 """SE-ResNets: Squeeze-and-Excitation in every residual block.
 
 The blocks are the SE paper's (Hu et al., arXiv:1709.01507, figure 3): SE stands after the last
-BatchNorm of the branch; the shortcut is added and ReLU applied behind it, which `SEResidual` does in
-one pass.
+BatchNorm of the branch; behind it the shortcut is added and ReLU applied. `SEResidual` does these
+three in one pass.
 """
 
 from __future__ import annotations

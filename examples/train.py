@@ -1,8 +1,8 @@
 """Trains SE networks: for classes or identities, on one device or many.
 
-    python examples/train.py                                     the demo: fused against plain SE
-    python examples/train.py --data folder:photos                your images, one folder per class
-    torchrun --nproc_per_node=8 examples/train.py --data folder:faces --model irse50 --loss partialfc
+    python examples/train.py                              the demo: fused against plain SE
+    python examples/train.py --data folder:photos         your images, one folder per class
+    torchrun --nproc_per_node=8 examples/train.py --data folder:faces --model irse50 --loss arcface
 
 docs/train.md explains the options and what is written. Run again with --resume it continues.
 """
@@ -55,7 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--compile", action="store_true", help="torch.compile")
     add("--deterministic", action="store_true", help="the same bits in every run on a GPU")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=int, help="on the CPU; the demo takes 1")
+    add("--threads", type=int, help="on the CPU; the small network takes 1")
     add("--workers", type=int, default=4, help="processes that read images")
     add("--bad-files", choices=["stop", "skip"], default="stop")
 
@@ -88,6 +88,7 @@ def _data(name: str) -> str:
 def _fill_in(options: argparse.Namespace) -> None:
     """The defaults that depend on other options."""
     if options.demo:
+        options.threads = options.threads or 1  # more gain little on a net this small
         options.output = options.output or Path("out/demo.png")
         options.lr = options.lr or 0.03
         return
@@ -96,6 +97,7 @@ def _fill_in(options: argparse.Namespace) -> None:
     options.loss = options.loss or "ce"
     options.se = options.se or "fused"
     options.output = options.output or Path("out/train")
+    options.threads = options.threads or (1 if options.model == "small" else None)
     options.lr = options.lr or LR * options.batch_size / 256
 
 

@@ -1,4 +1,4 @@
-"""One training: the network, its loss, the optimiser, and all that has to be kept to continue it."""
+"""Steps of a training, and all that has to be kept to continue it."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _groups(
 
 
 def _warmup_and_cosine(warmup: int, steps: int) -> Any:
-    """The learning rate's factor: up in a line over `warmup` steps, then half a cosine down to 0."""
+    """The learning rate's factor: up in a line over `warmup` steps, then a cosine down to 0."""
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -153,7 +153,7 @@ class Training:
         """
         trainer, options = self.trainer, self.options
         stop = Stop()
-        batches = self._train_batches()
+        batches = self.train_batches()
         bar = tqdm(
             total=self.steps,
             initial=trainer.done,
@@ -190,7 +190,7 @@ class Training:
         saved = f"stopped after step {self.trainer.done}, saved in {self.checkpoint}"
         return Problem("\n".join([*sorted(lines), f"{saved}; --resume continues"]))
 
-    def _train_batches(self) -> Iterator[Any]:
+    def train_batches(self) -> Iterator[Any]:
         options = self.options
         sampler = data.Batches(
             len(self.source.train),
