@@ -101,8 +101,8 @@ def _fuse_timm(model: nn.Module) -> int:
         for name, child in parent.named_children()
         if isinstance(child, SEModule)
         and not child.add_maxpool
-        and [type(part) for part in (child.act, child.bn, child.gate)]
-        in ([nn.ReLU, nn.Identity, nn.Sigmoid],)
+        and [type(part).__name__ for part in (child.bn, child.act, child.gate)]
+        == ["Identity", "ReLU", "Sigmoid"]
     ]
     for parent, name, child in found:
         setattr(parent, name, FusedSEModule(child))

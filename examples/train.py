@@ -21,13 +21,14 @@ from ranks import Ranks
 
 from seblock_cuda._ops import cuda_unusable_reason
 
+DEMO = ("epochs", "batch_size", "lr", "seed", "device", "threads", "output", "quick")
 LR = 0.1  # for 256 images in a step, Goyal et al., arXiv:1706.02677
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Trains SE networks. Without --model, --data, --loss, --se and --resume: the "
-        "demo, a small SE-ResNet on digits, fused against plain.",
+        description="Trains SE networks. With none of the options, or only with those marked by a "
+        "*, it is the demo: a small SE-ResNet on digits, fused against plain.",
     )
     add = parser.add_argument_group("what to train").add_argument
     add("--model", type=_model, help=f"{', '.join(networks.NAMES)} or timm:<name>")
@@ -42,33 +43,38 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sample-rate", type=float, default=1.0, help="partialfc: the part of the centres in use")
 
     add = parser.add_argument_group("how").add_argument
-    add("--epochs", type=int, default=15)
-    add("--batch-size", type=int, default=64, help="of all processes together")
-    add("--lr", type=float, help=f"the highest learning rate; {LR} * batch size / 256")
+    add("--epochs", type=int, default=15, help="*")
+    add("--batch-size", type=int, default=64, help="* of all processes together")
+    add("--lr", type=float, help=f"* the highest learning rate; {LR} * batch size / 256")
     add("--se-lr", type=float, default=1.0, help="times --lr for the SE layers")
     add("--weight-decay", type=float, default=5e-4)
     add("--warmup", type=int, default=20, help="steps to the highest rate; a cosine follows")
     add("--ema", type=float, default=0.0, help="decay of a moving average of the weights; 0: none")
-    add("--seed", type=int, default=0, help="of the weights and of the order of the batches")
+    add("--seed", type=int, default=0, help="* of the weights and of the order of the batches")
     add("--amp", choices=["off", "bf16", "fp16"], default="off")
     add("--channels-last", action="store_true")
     add("--compile", action="store_true", help="torch.compile")
     add("--deterministic", action="store_true", help="the same bits in every run on a GPU")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=int, help="on the CPU; the small network takes 1")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="*")
+    add("--threads", type=int, help="* on the CPU; the small network takes 1")
     add("--workers", type=int, default=4, help="processes that read images")
     add("--bad-files", choices=["stop", "skip"], default="stop")
 
     add = parser.add_argument_group("what is written").add_argument
-    add("--output", type=Path, help="the folder; for the demo the picture")
+    add("--output", type=Path, help="* the folder; for the demo the picture")
     add("--resume", nargs="?", const="latest", metavar="CHECKPOINT", help="continue a training")
     add("--log-every", type=int, default=20, metavar="STEPS")
     add("--save-every", type=int, metavar="STEPS", help="default: an epoch")
     add("--eval-every", type=int, default=1, metavar="EPOCHS")
-    add("--quick", action="store_true", help="the demo in a few steps, to see that it works")
+    add("--quick", action="store_true", help="* the demo in a few steps, to see that it works")
     options = parser.parse_args(arguments)
-    chosen = (options.model, options.data, options.loss, options.se, options.resume)
-    options.demo = chosen == (None,) * len(chosen)
+    options.demo = all(
+        value == parser.get_default(name)
+        for name, value in vars(options).items()
+        if name not in DEMO
+    )
+    if options.quick and not options.demo:
+        parser.error("--quick is for the demo")
     _fill_in(options)
     return options
 

@@ -97,7 +97,8 @@ class Trainer:
         images, labels = self.to_device(images, labels)
         with self._autocast():
             outputs = self.parallel_network(images)
-        loss = self.parallel_loss(outputs.float(), labels)
+        outputs = outputs if self.amp is None else outputs.float()
+        loss = self.parallel_loss(outputs, labels)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
