@@ -87,5 +87,8 @@ class Log:
             with self.path.open("a", newline="") as file:
                 csv.writer(file).writerows(row.values() for row in new)
 
+    def last(self, name: str) -> float:
+        return float(self.rows[-1][name])
+
     def column(self, name: str) -> list[float]:
         return [float(row[name]) for row in self.rows]

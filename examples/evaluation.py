@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from ranks import Ranks
 from sklearn.metrics import auc, roc_curve
 from torch import Tensor
 
+CLASSES = ("top1",)  # what is measured of logits
+PAIRED = ("nearest_centre", "verification", "area")  # and of embeddings
 PAIRS = 6000  # as many as LFW has
 FOLDS = 10
 
@@ -27,6 +30,30 @@ def collect(
         return torch.empty(0, 0), torch.empty(0, dtype=torch.long)
     outputs, labels = (torch.cat(column) for column in zip(*gathered, strict=True))
     return outputs, labels
+
+
+def measure(
+    names: tuple[str, ...], outputs: Tensor, labels: Tensor, centres: Tensor | None
+) -> list[float]:
+    """The figures `CLASSES` or `PAIRED`; NaN for what cannot be told.
+
+    Args:
+        centres: of the classes, [classes, D]; None if the labels are of other classes.
+    """
+    if names == CLASSES:
+        return [_part(outputs.argmax(dim=1) == labels)]
+    pairs = verification(outputs, labels)
+    near = math.nan if centres is None else _part(nearest_centre(outputs, centres) == labels)
+    return [near, pairs.accuracy if pairs else math.nan, pairs.area if pairs else math.nan]
+
+
+def nearest_centre(embeddings: Tensor, centres: Tensor) -> Tensor:
+    """The class [N] whose centre [D] is nearest by angle."""
+    return (F.normalize(embeddings) @ F.normalize(centres).T).argmax(dim=1)
+
+
+def _part(right: Tensor) -> float:
+    return right.float().mean().item()
 
 
 @dataclass(frozen=True)

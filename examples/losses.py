@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from partial_fc import PartialFC
 from pytorch_metric_learning.losses import ArcFaceLoss, CosFaceLoss
 from ranks import Ranks
@@ -57,8 +56,3 @@ def class_centres(loss: nn.Module, ranks: Ranks) -> Tensor:
     if isinstance(loss, PartialFC):
         return torch.cat([torch.empty(0), *ranks.gather(loss.centres.detach().cpu())])
     return loss.W.detach().cpu().T
-
-
-def nearest_centre(embeddings: Tensor, centres: Tensor) -> Tensor:
-    """The class [N] whose centre is nearest by angle."""
-    return (F.normalize(embeddings) @ F.normalize(centres).T).argmax(dim=1)

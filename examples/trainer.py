@@ -121,8 +121,9 @@ class Trainer:
         loss, optimizer = self.loss.state_dict(), self.optimizer.state_dict()
         if self.sharded:
             loss = {name: self._whole(shard) for name, shard in loss.items()}
-            for name, shard in optimizer["state"].get(self._centres, {}).items():
-                optimizer["state"][self._centres][name] = self._whole(shard)
+            shards = optimizer["state"].get(self._centres, {})  # the live ones: not to be changed
+            wholes = {name: self._whole(shard) for name, shard in shards.items()}
+            optimizer["state"] = {**optimizer["state"], self._centres: wholes}
         return {
             "done": self.done,
             "network": self.network.state_dict(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from folder import folder
 from gates import class_gates
-from problem import Problem
+from problem import Problem, Stop
 from ranks import Ranks
 from torch import Tensor
 from tqdm import tqdm
@@ -29,25 +29,6 @@ PHOTOGRAPHS = 224
 ENLARGED_DIGITS = 32
 
 
-class Stop:
-    """Ctrl-C or SIGTERM (torchrun's, a scheduler's) ends the training after the step it is in."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.before = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def _request(self, number: int, frame: Any) -> None:
-        self.requested = True
-        signal.signal(number, self.before[number])  # the second one is not waited for
-
-    def forget(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 class Training:
     """One run of `train.py`."""
 
@@ -55,12 +36,9 @@ class Training:
         self.options, self.device, self.ranks = options, device, ranks
         self.output: Path = options.output
         self.checkpoint = self.output / "checkpoint.pt"
-        self.source = self._source()
         self.margin = options.loss != "ce"
-        sampled = data.Batches(
-            len(self.source.train), options.batch_size, ranks, seed=options.seed, start=0, stop=0
-        )
-        self.per_epoch = sampled.per_epoch
+        self.source = self._source()
+        self.per_epoch = self._sampler(0, 0).per_epoch
         self.steps = options.epochs * self.per_epoch
         self.trainer = self._trainer()
         if options.resume:
@@ -74,9 +52,8 @@ class Training:
         self.log = checkpoint.Log(
             self.output / "losses.csv", ("step", "epoch", "loss", "lr", "seconds"), **kept
         )
-        self.epochs = checkpoint.Log(
-            self.output / "epochs.csv", ("step", *self._measures()), **kept
-        )
+        self.measures = evaluation.PAIRED if self.margin else evaluation.CLASSES
+        self.epochs = checkpoint.Log(self.output / "epochs.csv", ("step", *self.measures), **kept)
         self.pending: list[tuple[int, float, Tensor]] = []
         self.started = time.perf_counter()
 
@@ -88,17 +65,16 @@ class Training:
         if options.data == "digits":
             size = options.size or (8 if own else ENLARGED_DIGITS)
             return data.digits(size, 1 if own else 3)
-        faces = options.loss != "ce"
-        size = options.size or (FACES if faces or options.model == "irse50" else PHOTOGRAPHS)
+        size = options.size or (FACES if self.margin or options.model == "irse50" else PHOTOGRAPHS)
         source = folder(
             Path(options.data.removeprefix("folder:")),
             size,
-            faces=faces,
+            faces=self.margin,
             bad=options.bad_files,
             seed=options.seed,
             say=self.say,
         )
-        if not faces and not source.same_classes:
+        if not self.margin and not source.same_classes:
             raise Problem("--loss ce: val has classes that train has not")
         return source
 
@@ -175,7 +151,7 @@ class Training:
                     bar.update()
                     if trainer.done % options.log_every == 0:
                         self._flush()
-                        bar.set_postfix(loss=self.log.rows[-1]["loss"][:6], refresh=False)
+                        bar.set_postfix(loss=f"{self.log.last('loss'):.4f}", refresh=False)
                     if trainer.done % (options.save_every or self.per_epoch) == 0:
                         self._save()
             self._save()
@@ -191,16 +167,12 @@ class Training:
         return Problem("\n".join([*sorted(lines), f"{saved}; --resume continues"]))
 
     def train_batches(self) -> Iterator[Any]:
-        options = self.options
-        sampler = data.Batches(
-            len(self.source.train),
-            options.batch_size,
-            self.ranks,
-            seed=options.seed,
-            start=self.trainer.done,
-            stop=self.steps,
-        )
-        return iter(self._loader(self.source.train, sampler))
+        """The rest of the training's batches, for this process; or Problems in their place."""
+        return iter(self._loader(self.source.train, self._sampler(self.trainer.done, self.steps)))
+
+    def _sampler(self, start: int, stop: int) -> data.Batches:
+        length, batch, seed = len(self.source.train), self.options.batch_size, self.options.seed
+        return data.Batches(length, batch, self.ranks, seed=seed, start=start, stop=stop)
 
     def _loader(self, dataset: Any, batches: Any) -> Any:
         workers = 0 if self.options.data == "digits" else self.options.workers
@@ -219,11 +191,12 @@ class Training:
         ]
         self.pending.clear()
         self.log.add(rows)
-        if not np.isfinite(means).all():
-            raise Problem(
-                f"the loss is {means[-1]} at step {rows[-1][0]}: try a lower --lr or a longer "
-                f"--warmup; the last checkpoint is from before"
-            )
+        for step, _, loss, _, _ in rows:
+            if not math.isfinite(loss):
+                raise Problem(
+                    f"the loss is {loss} at step {step}: try a lower --lr or a longer --warmup; "
+                    f"the last checkpoint is from before"
+                )
 
     def _save(self) -> None:
         self._flush()
@@ -232,18 +205,6 @@ class Training:
             checkpoint.save(self.checkpoint, state, self.options)
 
     # ---- evaluation
-
-    def _measures(self) -> tuple[str, ...]:
-        if not self.margin:
-            return ("top1",)
-        return (
-            ("nearest_centre", "verification", "area")
-            if self.source.same_classes
-            else (
-                "verification",
-                "area",
-            )
-        )
 
     def _test_batches(self, problems: list[Problem]) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the test images, on the device; ends at the first problem."""
@@ -267,32 +228,16 @@ class Training:
         if not done or not due or str(done) in [row["step"] for row in self.epochs.rows]:
             return
         self._flush()
-        measured = self._measure(*self._outputs())
+        outputs, labels = self._outputs()
+        centres = losses.class_centres(self.trainer.loss, self.ranks) if self.margin else None
+        values = [float("nan")] * len(self.measures)
         if self.ranks.first:
-            values = [measured[name] for name in self._measures()]
-            self.epochs.add([(done, *values)])
-            text = ", ".join(f"{n} {v:.2%}" for n, v in zip(self._measures(), values, strict=True))
+            known = centres if self.source.same_classes else None
+            values = evaluation.measure(self.measures, outputs, labels, known)
+            pairs = zip(self.measures, values, strict=True)
+            text = ", ".join(f"{name} {value:.2%}" for name, value in pairs if value == value)
             self.say(f"epoch {done // self.per_epoch}: {text}")
-        else:
-            self.epochs.add([(done, *[0.0] * len(self._measures()))])
-
-    def _measure(self, outputs: Tensor, labels: Tensor) -> dict[str, float]:
-        """Of all test images, on the first process."""
-        centres = (
-            losses.class_centres(self.trainer.loss, self.ranks) if self.margin else torch.empty(0)
-        )
-        if not self.ranks.first:
-            return {}
-        if not self.margin:
-            return {"top1": _part(outputs.argmax(dim=1) == labels)}
-        pairs = evaluation.verification(outputs, labels, seed=self.options.seed)
-        measured = {"verification": np.nan, "area": np.nan}
-        if pairs is not None:
-            measured = {"verification": pairs.accuracy, "area": pairs.area}
-        if self.source.same_classes:
-            right = losses.nearest_centre(outputs, centres) == labels
-            measured["nearest_centre"] = _part(right)
-        return measured
+        self.epochs.add([(done, *values)])
 
     def _look_inside(self) -> None:
         """The gates per layer and class; the picture."""
@@ -325,7 +270,3 @@ class Training:
     def say(self, text: str) -> None:
         if self.ranks.first:
             tqdm.write(text)
-
-
-def _part(right: Tensor) -> float:
-    return right.float().mean().item()
