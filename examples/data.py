@@ -7,7 +7,7 @@ continued sees what it would have seen, and several processes see what one would
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,19 +48,23 @@ class Digits:
         return Digits(*(tensor.to(device) for tensor in vars(self).values()))
 
 
+class ImageSet(Dataset[Any], Sized):
+    """(image, label) by `Index`."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What `--data` names: two sets of (image [channels, size, size], label), and their classes."""
 
-    train: Dataset[Any]
-    test: Dataset[Any]
+    train: ImageSet
+    test: ImageSet
     classes: Sequence[str]
     channels: int
     size: int
     same_classes: bool = True  # the test's classes are those of the training
 
 
-class InMemory(Dataset[Any]):
+class InMemory(ImageSet):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
 
@@ -137,7 +141,7 @@ def collate(items: list[Any]) -> Any:
 
 
 def loader(
-    dataset: Dataset[Any],
+    dataset: ImageSet,
     batches: Sampler[list[Index]] | list[list[Index]],
     *,
     workers: int,

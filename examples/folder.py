@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from data import Index, Source, mixed
+from data import ImageSet, Index, Source, mixed
 from PIL import Image
 from problem import Problem
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
@@ -24,7 +23,7 @@ TEST_PART = 0.1
 SIZES_READ = 200
 
 
-class Images(Dataset[Any]):
+class Images(ImageSet):
     """Image files, each augmented as (seed, epoch, index) say.
 
     Args:

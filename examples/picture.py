@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from evaluation import Verification
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 
@@ -42,8 +43,8 @@ def draw_training(
     losses: Sequence[float],
     gates: Mapping[str, np.ndarray],
     classes: Sequence[str],
-    embeddings: tuple[np.ndarray, np.ndarray] | None = None,
-    roc: tuple[np.ndarray, np.ndarray, float] | None = None,
+    embeddings: tuple[np.ndarray, np.ndarray],
+    pairs: Verification | None,
 ) -> None:
     """Writes the picture of one training: its loss, for identities ROC and embeddings, the gates.
 
@@ -51,19 +52,18 @@ def draw_training(
         gates: per SE layer the mean gate of every class and channel, [classes, C]; of many layers
             some from the first to the last are drawn, of many classes the first.
         embeddings: [N, D] and labels [N].
-        roc: false positives, true positives, the area.
+        pairs: for identities: their ROC is drawn beside the embeddings.
     """
     chosen = np.unique(np.linspace(0, len(gates) - 1, LAYERS).round().astype(int)) if gates else []
     names = [list(gates)[place] for place in chosen]
     with _page(path) as (left, right):
-        of_pairs = embeddings is not None and roc is not None
-        axes = left.subplot_mosaic([["loss"] * 2, ["roc", "points"]] if of_pairs else [["loss"]])
+        axes = left.subplot_mosaic([["loss"] * 2, ["roc", "points"]] if pairs else [["loss"]])
         axes["loss"].plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=1)
         axes["loss"].set(xlabel="step", ylabel="training loss", yscale="log")
         axes["loss"].set_ylim(bottom=max(min(losses, default=1), LEAST_LOSS))
-        if embeddings is not None and roc is not None:
-            axes["roc"].plot(roc[0], roc[1], color=VERMILION)
-            axes["roc"].set(title=f"pairs: area {roc[2]:.4f}", xlim=(0, 1), ylim=(0, 1.02))
+        if pairs:
+            axes["roc"].plot(pairs.false_positives, pairs.true_positives, color=VERMILION)
+            axes["roc"].set(title=f"pairs: area {pairs.area:.4f}", xlim=(0, 1), ylim=(0, 1.02))
             axes["roc"].set_xscale("symlog", linthresh=1e-3)
             axes["roc"].set(xlabel="false positives", ylabel="true positives")
             _draw_embeddings(axes["points"], *embeddings, classes)

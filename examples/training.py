@@ -48,12 +48,13 @@ class Training:
                 f"{self.checkpoint} exists: --resume continues that training, --output takes "
                 f"another folder"
             )
-        kept = {"keep": self.trainer.done, "write": ranks.first}
-        self.log = checkpoint.Log(
-            self.output / "losses.csv", ("step", "epoch", "loss", "lr", "seconds"), **kept
-        )
+        done = self.trainer.done
+        columns = ("step", "epoch", "loss", "lr", "seconds")
+        self.log = checkpoint.Log(self.output / "losses.csv", columns, keep=done, write=ranks.first)
         self.measures = evaluation.PAIRED if self.margin else evaluation.CLASSES
-        self.epochs = checkpoint.Log(self.output / "epochs.csv", ("step", *self.measures), **kept)
+        self.epochs = checkpoint.Log(
+            self.output / "epochs.csv", ("step", *self.measures), keep=done, write=ranks.first
+        )
         self.pending: list[tuple[int, float, Tensor]] = []
         self.started = time.perf_counter()
 
@@ -262,8 +263,8 @@ class Training:
             losses=self.log.column("loss"),
             gates=gates,
             classes=self.source.classes,
-            embeddings=(outputs.numpy(), labels.numpy()) if self.margin else None,
-            roc=pairs and (pairs.false_positives, pairs.true_positives, pairs.area),
+            embeddings=(outputs.numpy(), labels.numpy()),
+            pairs=pairs,
         )
         self.say(f"losses, gates, picture and checkpoint: {self.output}")
 
