@@ -54,14 +54,18 @@ class ImageSet(Dataset[Any], Sized):
 
 @dataclass(frozen=True)
 class Source:
-    """What `--data` names: two sets of (image [channels, size, size], label), and their classes."""
+    """What `--data` names: sets of (image [channels, size, size], label), and their classes."""
 
     train: ImageSet
     test: ImageSet
-    classes: Sequence[str]
+    classes: Sequence[str]  # of the training
     channels: int
     size: int
-    same_classes: bool = True  # the test's classes are those of the training
+    other_classes: Sequence[str] | None = None  # of the test, where they are others
+
+    @property
+    def test_classes(self) -> Sequence[str]:
+        return self.other_classes or self.classes
 
 
 class InMemory(ImageSet):

@@ -75,17 +75,18 @@ def folder(path: Path, size: int, *, faces: bool, bad: Bad, seed: int, say: Any 
     Raises:
         Problem: there is no such folder, or not two classes with images.
     """
+    others: list[str] | None = None
     separate = (path / "train").is_dir() and (path / "val").is_dir()
     classes, samples = _scan(path / "train" if separate else path, bad, say)
     if separate:
         test_classes, test = _scan(path / "val", bad, say)
-        same = set(test_classes) <= set(classes)
-        if same:
+        if set(test_classes) <= set(classes):
             number = {name: label for label, name in enumerate(classes)}
             test = [(file, number[test_classes[label]]) for file, label in test]
+        else:
+            others = test_classes
         train = samples
     else:
-        same = True
         train, test = _split(samples, len(classes), seed)
     _note_sizes(samples, size, say)
     normalise = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
@@ -102,7 +103,7 @@ def folder(path: Path, size: int, *, faces: bool, bad: Bad, seed: int, say: Any 
         classes,
         channels=3,
         size=size,
-        same_classes=same,
+        other_classes=others,
     )
 
 

@@ -68,6 +68,7 @@ def class_gates(
     """Per SE layer the gates' mean over the images of each class, [classes, C]; NaN without images.
 
     Args:
+        classes: as many are recorded; images of further ones are left out.
         batches: images and labels.
         forward: runs the model on images; by default the model itself.
         total: sums over the processes that have seen parts of the images.
@@ -78,9 +79,11 @@ def class_gates(
     with record_gates(model) as gates:
         for images, labels in batches:
             (forward or model)(images)
+            known = labels < classes
+            labels = labels[known]
             counts += torch.bincount(labels.cpu(), minlength=classes)
             for name, gate in gates.items():
                 before = sums.get(name, gate.new_zeros(classes, gate.shape[1]))
-                sums[name] = before.index_add(0, labels, gate)
+                sums[name] = before.index_add(0, labels, gate[known])
     counts = total(counts)
     return {name: (total(part.cpu()) / counts[:, None]).numpy() for name, part in sums.items()}

@@ -27,6 +27,7 @@ from trainer import Trainer
 FACES = 112  # pixels of aligned faces
 PHOTOGRAPHS = 224
 ENLARGED_DIGITS = 32
+RECORDED = 1000  # classes whose gates are recorded, the first of them
 
 
 class Training:
@@ -75,7 +76,7 @@ class Training:
             seed=options.seed,
             say=self.say,
         )
-        if not self.margin and not source.same_classes:
+        if not self.margin and source.other_classes:
             raise Problem("--loss ce: val has classes that train has not")
         return source
 
@@ -233,7 +234,7 @@ class Training:
         centres = losses.class_centres(self.trainer.loss, self.ranks) if self.margin else None
         values = [float("nan")] * len(self.measures)
         if self.ranks.first:
-            known = centres if self.source.same_classes else None
+            known = None if self.source.other_classes else centres
             values = evaluation.measure(self.measures, outputs, labels, known)
             pairs = zip(self.measures, values, strict=True)
             text = ", ".join(f"{name} {value:.2%}" for name, value in pairs if value == value)
@@ -242,19 +243,18 @@ class Training:
 
     def _look_inside(self) -> None:
         """The gates per layer and class; the picture."""
-        gates = {}
-        if self.source.same_classes:
-            gates = class_gates(
-                self.trainer.trained,
-                self._test_batches([]),
-                len(self.source.classes),
-                forward=self.trainer.infer,
-                total=self.ranks.sum,
-            )
+        classes = self.source.test_classes[:RECORDED]
+        gates = class_gates(
+            self.trainer.trained,
+            self._test_batches([]),
+            len(classes),
+            forward=self.trainer.infer,
+            total=self.ranks.sum,
+        )
         outputs, labels = self._outputs()
         if not self.ranks.first:
             return
-        np.savez(self.output / "gates.npz", classes=np.array(self.source.classes), **gates)
+        np.savez(self.output / "gates.npz", classes=np.array(classes), **gates)
         from picture import draw_training
 
         pairs = evaluation.verification(outputs, labels) if self.margin else None
@@ -262,7 +262,7 @@ class Training:
             self.output / "picture.png",
             losses=self.log.column("loss"),
             gates=gates,
-            classes=self.source.classes,
+            classes=classes,
             embeddings=(outputs.numpy(), labels.numpy()),
             pairs=pairs,
         )

@@ -97,7 +97,7 @@ def test_train_and_val_folders_are_used(tmp_path: Path) -> None:
     source = load(tmp_path)
     assert len(source.train) == 3 * PER_CLASS and len(source.test) == 2 * PER_CLASS
     assert {label for _, label in source.test.samples} == {1, 2}  # as in train
-    assert source.same_classes
+    assert source.other_classes is None
 
 
 def test_identities_that_were_not_trained_are_verified_by_pairs(tmp_path: Path) -> None:
@@ -108,6 +108,7 @@ def test_identities_that_were_not_trained_are_verified_by_pairs(tmp_path: Path) 
     last = rows(tmp_path / "out" / "epochs.csv")[-1]
     assert last["nearest_centre"] == "nan"
     assert 0 <= float(last["verification"]) <= 1
+    assert np.load(tmp_path / "out" / "gates.npz")["classes"].tolist() == ["green", "red"]
 
 
 @pytest.mark.parametrize(

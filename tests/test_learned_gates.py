@@ -111,3 +111,5 @@ def test_gates_of_a_class_are_the_mean_over_its_images() -> None:
         model(images[labels == 3])
     torch.testing.assert_close(torch.from_numpy(means[3]), gates["se"].mean(dim=0))
     assert np.isnan(means[2]).all()
+    first = class_gates(model, batches, classes=2)["se"]
+    np.testing.assert_array_equal(first, means[:2])
