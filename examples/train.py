@@ -133,8 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Problem("--norm sync needs GPUs; on CPUs --norm group does not mix images either")
         if options.threads:
             torch.set_num_threads(options.threads)
-        torch.backends.cudnn.deterministic = options.deterministic
-        torch.backends.cudnn.benchmark = not options.deterministic
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = options.deterministic
+            torch.backends.cudnn.benchmark = not options.deterministic
         ranks.join(device)
         from training import Training
 

@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 
 from data import Digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HELPFUL, NOISE, HARMFUL = slice(0, 8), slice(8, 16), slice(16, 24)
 CHANNELS, STEPS, BATCH = 24, 300, 64
 

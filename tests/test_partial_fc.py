@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.processes import run_on_ranks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, INPUTS, EMBEDDING, BATCH = 11, 6, 8, 12  # 11: the shards differ in size
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,19 +26,10 @@ import seblock_cuda
 from tests.processes import run_on_ranks
 
 SCRIPT = Path(train.__file__)
+pytestmark = pytest.mark.usefixtures("one_thread")
 ON_CPU = ["--device", "cpu", "--threads", "1"]
 LOSSES = ("ce", "arcface", "cosface", "partialfc")
 DRIFT = 1e-3  # of the first losses, from rounding alone: see demo.py
-
-
-@pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
-    """One thread; what a training sets for its process goes back."""
-    threads, flags = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = flags
 
 
 def command(*arguments: object) -> list[str]:
