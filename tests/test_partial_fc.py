@@ -62,11 +62,23 @@ def _save(rank: int, world: int, folder: str) -> None:
         torch.save(sharded(name, rank, world), Path(folder) / f"{name}{rank}.pt")
 
 
-def test_sharded_loss_and_gradients_are_those_of_the_whole_softmax(tmp_path: Path) -> None:
-    run_on_ranks(_save, 2, tmp_path)
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have written."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_on_ranks(_work, 2, folder)
+    return folder
+
+
+def _work(rank: int, world: int, folder: str) -> None:
+    _save(rank, world, folder)
+    _train(rank, world, folder)
+
+
+def test_sharded_loss_and_gradients_are_those_of_the_whole_softmax(of_two: Path) -> None:
     for name in ("arcface", "cosface"):
         loss, gradients, centres = unsharded(name, scale=16, margin=0.3)
-        parts = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
+        parts = [torch.load(of_two / f"{name}{rank}.pt") for rank in range(2)]
         for part_loss, part_gradients, _ in parts:
             torch.testing.assert_close(part_loss, loss, rtol=1e-12, atol=0)
             torch.testing.assert_close(part_gradients, gradients, rtol=1e-10, atol=1e-12)
@@ -143,9 +155,8 @@ def _train(rank: int, world: int, folder: str) -> None:
     (Path(folder) / f"right{rank}").write_text(str(right))
 
 
-def test_a_tenth_of_the_centres_trains(tmp_path: Path) -> None:
-    run_on_ranks(_train, 2, tmp_path)
-    right = [float((tmp_path / f"right{rank}").read_text()) for rank in range(2)]
+def test_a_tenth_of_the_centres_trains(of_two: Path) -> None:
+    right = [float((of_two / f"right{rank}").read_text()) for rank in range(2)]
     assert right[0] == right[1] >= 0.97
 
 

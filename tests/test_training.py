@@ -58,16 +58,16 @@ def column(folder: Path, name: str, file: str = "losses.csv") -> list[float]:
 def test_each_loss_trains(loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
     extra = ["--sample-rate", 0.5] if loss == "partialfc" else []
-    arguments = ("--loss", loss, "--epochs", 5, "--scale", 16, "--output", folder, *extra)
+    arguments = ("--loss", loss, "--epochs", 4, "--scale", 16, "--output", folder, *extra)
     assert train.main(command(*arguments)) == 0
-    assert len(column(folder, "loss")) == 5 * 21
+    assert len(column(folder, "loss")) == 4 * 21
     measure = "top1" if loss == "ce" else "nearest_centre"
     assert column(folder, measure, "epochs.csv")[-1] >= 0.95
     if loss != "ce":
         assert column(folder, "verification", "epochs.csv")[-1] >= 0.95
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "gates.npz").stat().st_size > 10 * (32 + 64 + 128) * 4
-    assert "epoch 5: " in capsys.readouterr().out
+    assert "epoch 4: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("loss", LOSSES)
