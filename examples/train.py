@@ -1,291 +1,152 @@
-"""Trains a small SE-ResNet on handwritten digits, with the fused SE layer and with the plain one.
+"""Trains SE networks: for classes or identities, on one device or many.
 
-    python examples/train.py
+    python examples/train.py                              the demo: fused against plain SE
+    python examples/train.py --data folder:photos         your images, one folder per class
+    torchrun --nproc_per_node=8 examples/train.py --data folder:faces --model irse50 --loss arcface
 
-The two start from the same weights and see the same batches, so they are the same training up to
-float32 rounding. A third run shows how much that is: the plain layer once more, its first weights
-moved by one unit in the last place. Prints one table and writes one picture: the loss curves, and
-the gates that SE learnt.
-
-The digits are the 1797 real 8x8 scans that scikit-learn ships; nothing is downloaded.
+docs/train.md explains the options and what is written. Run again with --resume it continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import networks
 import torch
-import torch.nn.functional as F
-from picture import draw
-from se_resnet import SEResNet
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from tabulate import tabulate
-from torch import Tensor, nn
-from tqdm import tqdm
+from problem import Problem
+from ranks import Ranks
 
-from seblock_cuda import SEBlock
 from seblock_cuda._ops import cuda_unusable_reason
-from seblock_cuda.reference import PlainSEBlock
 
-FIRST_STEPS = 20
-MIN_ACCURACY = 0.97
-# How far apart two losses may be: ten times what float32 rounding does to plain SE over many
-# seeds. Rounding starts at 2e-7; where it moves a ReLU's input across 0, the losses part by up to
-# 2e-4 within 20 steps and by some 5e-3 later. So this is a check of the whole, not a proof of the
-# gradients: for that there are the tests.
-MAX_DIFFERENCE_FIRST = 1e-3
-MAX_DIFFERENCE = 5e-2
-QUICK_STEPS = 6
+DEMO = ("epochs", "batch_size", "lr", "seed", "device", "threads", "output", "quick")
+LR = 0.1  # for 256 images in a step, Goyal et al., arXiv:1706.02677
 
 
-@dataclass(frozen=True)
-class Data:
-    """Images [N, 1, 8, 8], float32 with mean 0 and deviation 1; labels [N], 0 to 9."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def digits(device: torch.device) -> Data:
-    """Three quarters of the digits for training, a quarter for the test, every class alike."""
-    pixels, labels = load_digits(return_X_y=True)
-    images = pixels.reshape(-1, 1, 8, 8).astype(np.float32)
-    split = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=0)
-    mean, deviation = split[0].mean(), split[0].std()
-    train_images, test_images = ((part - mean) / deviation for part in split[:2])
-    tensors = (train_images, split[2], test_images, split[3])
-    return Data(*(torch.from_numpy(part).to(device) for part in tensors))
-
-
-@dataclass
-class Run:
-    """One network in training, and what is recorded of it: loss and milliseconds of every step."""
-
-    model: SEResNet
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    losses: list[float] = field(default_factory=list)
-    step_ms: list[float] = field(default_factory=list)
-
-    @classmethod
-    def start(
-        cls,
-        se_layer: Callable[[int, float], nn.Module],
-        *,
-        seed: int,
-        lr: float,
-        steps: int,
-        device: torch.device,
-    ) -> Run:
-        torch.manual_seed(seed)
-        model = SEResNet(se_layer).to(device)
-        # The gates start near 1/2, whatever the image. A larger rate and no decay let
-        # them leave it in the few hundred steps that this takes.
-        se_parameters = [
-            weight for layer in model.se_layers().values() for weight in layer.parameters()
-        ]
-        others = set(model.parameters()) - set(se_parameters)
-        groups: list[dict[str, Any]] = [
-            {"params": [weight for weight in model.parameters() if weight in others]},
-            {"params": se_parameters, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=[lr, 8 * lr], total_steps=steps, cycle_momentum=False
-        )
-        return cls(model, optimizer, schedule)
-
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """One step of SGD; reading the loss waits for the device."""
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(images), labels)
-        loss.backward()
-        self.optimizer.step()
-        self.losses.append(loss.item())
-        self.step_ms.append(1e3 * (time.perf_counter() - start))
-        self.schedule.step()
-
-
-def move_by_one_unit(model: nn.Module) -> None:
-    """Moves the first parameter by one unit in its last place, the least that float32 can see."""
-    weight = next(model.parameters())
-    with torch.no_grad():
-        weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
-
-
-def train(runs: Sequence[Run], data: Data, *, steps: int, batch_size: int, seed: int) -> None:
-    """Trains all runs on the same batches, a step of each in turn, so that times compare."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
-    with tqdm(range(steps), desc="training", unit="step", disable=None) as progress:
-        for _ in progress:
-            if (
-                len(order) < batch_size
-            ):  # a new epoch; the last, smaller batch of the old one is dropped
-                order = torch.randperm(len(data.train_labels), generator=generator)
-            batch, order = order[:batch_size].to(data.train_labels.device), order[batch_size:]
-            images, labels = data.train_images[batch], data.train_labels[batch]
-            for run in runs:
-                run.step(images, labels)
-            progress.set_postfix(loss=f"{runs[0].losses[-1]:.4f}", refresh=False)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    model.eval()
-    return (model(images).argmax(dim=1) == labels).float().mean().item()
-
-
-@torch.no_grad()
-def class_gates(model: SEResNet, images: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
-    """Per SE layer the gates' mean over the images of each class, [10, C]."""
-    gates: dict[str, Tensor] = {}
-    model.eval()
-
-    def record(name: str) -> Callable[[Any, tuple[Tensor]], None]:
-        def hook(layer: Any, inputs: tuple[Tensor]) -> None:
-            hidden = F.relu(layer.reduce(inputs[0].mean(dim=(2, 3), keepdim=True)))
-            gates[name] = torch.sigmoid(layer.expand(hidden)).flatten(1)
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(record(name)) for name, layer in model.se_layers().items()
-    ]
-    model(images)
-    for handle in handles:
-        handle.remove()
-    return {
-        name: torch.stack([gate[labels == label].mean(dim=0) for label in range(10)]).cpu().numpy()
-        for name, gate in gates.items()
-    }
-
-
-def largest_difference(one: Run, other: Run, steps: int | None = None) -> float:
-    return float(np.abs(np.subtract(one.losses[:steps], other.losses[:steps])).max())
-
-
-def table(runs: Mapping[str, Run], data: Data, device: torch.device) -> str:
-    """The runs side by side; "plain" is what the others are compared with."""
-    plain = runs["plain"]
-    plain_ms = np.median(plain.step_ms)
-    where = f"CPU, threads: {torch.get_num_threads()}"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-
-    def difference(run: Run, steps: int | None) -> str:
-        return "" if run is plain else f"{largest_difference(run, plain, steps):.1e}"
-
-    columns = [
-        (
-            f"{accuracy(run.model, data.test_images, data.test_labels):.2%}",
-            f"{np.median(run.step_ms):.2f} ms",
-            f"{plain_ms / np.median(run.step_ms):.2f}x",
-            difference(run, FIRST_STEPS),
-            difference(run, None),
-            where if name == "fused" else "",
-        )
-        for name, run in runs.items()
-    ]
-    labels = (
-        "test accuracy",
-        "time of a training step, median",
-        "speed, plain = 1",
-        f"loss: largest difference to plain, first {FIRST_STEPS} steps",
-        f"loss: largest difference to plain, all {len(plain.losses)} steps",
-        "ran on",
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Trains SE networks. With none of the options, or only with those marked by a "
+        "*, it is the demo: a small SE-ResNet on digits, fused against plain.",
     )
-    return tabulate(zip(labels, *columns, strict=True), ("SE layer", *runs), disable_numparse=True)
+    add = parser.add_argument_group("what to train").add_argument
+    add("--model", type=_model, help=f"{', '.join(networks.NAMES)} or timm:<name>")
+    add("--data", type=_data, help="digits, or folder:<path> with one folder per class or identity")
+    add("--loss", choices=["ce", "arcface", "cosface", "partialfc"])
+    add("--se", choices=["fused", "plain"])
+    add("--norm", choices=["batch", "group", "sync"], default="batch", help="sync needs GPUs")
+    add("--size", type=int, help="height and width of the images")
+    add("--embedding", type=int, default=512, help="numbers of an embedding, for margin losses")
+    add("--scale", type=float, default=64.0, help="of the cosines, for margin losses")
+    add("--margin", type=float, help="default: the paper's")
+    add("--sample-rate", type=float, default=1.0, help="partialfc: the part of the centres in use")
 
+    add = parser.add_argument_group("how").add_argument
+    add("--epochs", type=int, default=15, help="*")
+    add("--batch-size", type=int, default=64, help="* of all processes together")
+    add("--lr", type=float, help=f"* the highest learning rate; {LR} * batch size / 256")
+    add("--se-lr", type=float, default=1.0, help="times --lr for the SE layers")
+    add("--weight-decay", type=float, default=5e-4)
+    add("--warmup", type=int, default=20, help="steps to the highest rate; a cosine follows")
+    add("--ema", type=float, default=0.0, help="decay of a moving average of the weights; 0: none")
+    add("--seed", type=int, default=0, help="* of the weights and of the order of the batches")
+    add("--amp", choices=["off", "bf16", "fp16"], default="off")
+    add("--channels-last", action="store_true")
+    add("--compile", action="store_true", help="torch.compile")
+    add("--deterministic", action="store_true", help="the same bits in every run on a GPU")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="*")
+    add("--threads", type=int, help="* on the CPU; the small network takes 1")
+    add("--workers", type=int, default=4, help="processes that read images")
+    add("--bad-files", choices=["stop", "skip"], default="stop")
 
-def verdict(fused: Run, plain: Run, data: Data) -> int:
-    """Prints whether the training went as it should; 0 if so, else 1."""
-    failures = []
-    for name, run in (("fused", fused), ("plain", plain)):
-        reached = accuracy(run.model, data.test_images, data.test_labels)
-        if reached < MIN_ACCURACY:
-            failures.append(f"{name}: accuracy {reached:.2%} is below {MIN_ACCURACY:.0%}")
-    for steps, bound in ((FIRST_STEPS, MAX_DIFFERENCE_FIRST), (None, MAX_DIFFERENCE)):
-        difference = largest_difference(fused, plain, steps)
-        if not difference <= bound:
-            span = f"the first {steps} steps" if steps else "all steps"
-            failures.append(
-                f"the losses differ by {difference:.1e} over {span}, {bound:.0e} allowed"
-            )
-    print(
-        f"FAILED: {'; '.join(failures)}"
-        if failures
-        else "ok: the same training, to within the drift of float32 rounding"
+    add = parser.add_argument_group("what is written").add_argument
+    add("--output", type=Path, help="* the folder; for the demo the picture")
+    add("--resume", nargs="?", const="latest", metavar="CHECKPOINT", help="continue a training")
+    add("--log-every", type=int, default=20, metavar="STEPS")
+    add("--save-every", type=int, metavar="STEPS", help="default: an epoch")
+    add("--eval-every", type=int, default=1, metavar="EPOCHS")
+    add("--quick", action="store_true", help="* the demo in a few steps, to see that it works")
+    options = parser.parse_args(arguments)
+    options.demo = all(
+        value == parser.get_default(name)
+        for name, value in vars(options).items()
+        if name not in DEMO
     )
-    return 1 if failures else 0
+    if options.quick and not options.demo:
+        parser.error("--quick is for the demo")
+    _fill_in(options)
+    return options
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where the kernels can run."""
+def _model(name: str) -> str:
+    if name not in networks.NAMES and not name.startswith("timm:"):
+        raise argparse.ArgumentTypeError(f"{', '.join(networks.NAMES)} or timm:<name>, got {name}")
+    return name
+
+
+def _data(name: str) -> str:
+    if name != "digits" and not name.startswith("folder:"):
+        raise argparse.ArgumentTypeError(f"digits or folder:<path>, got {name}")
+    return name
+
+
+def _fill_in(options: argparse.Namespace) -> None:
+    """The defaults that depend on other options."""
+    if options.demo:
+        options.threads = options.threads or 1  # more gain little on a net this small
+        options.output = options.output or Path("out/demo.png")
+        options.lr = options.lr or 0.03
+        return
+    options.data = options.data or "digits"
+    options.model = options.model or ("small" if options.data == "digits" else "seresnet18")
+    options.loss = options.loss or "ce"
+    options.se = options.se or "fused"
+    options.output = options.output or Path("out/train")
+    options.threads = options.threads or (1 if options.model == "small" else None)
+    options.lr = options.lr or LR * options.batch_size / 256
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """`auto` is CUDA where the kernels can run; every process of a machine has its own GPU."""
     reason = cuda_unusable_reason()
     if name == "cuda" and reason:
-        sys.exit(f"--device cuda: {reason}")
-    return torch.device("cpu" if name == "cpu" or reason else "cuda")
+        raise Problem(f"--device cuda: {reason}")
+    if name == "cpu" or reason:
+        return torch.device("cpu")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise Problem(f"{torch.cuda.device_count()} GPUs here, none for process {ranks.local_rank}")
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Trains a small SE-ResNet, fused and plain.")
-    add = parser.add_argument
-    add("--epochs", type=int, default=15)
-    add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=0.03, help="the highest learning rate of the cycle")
-    add("--seed", type=int, default=0, help="of the weights and of the order of the batches")
-    add("--output", type=Path, default=Path("out/demo.png"), help="the picture")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=int, default=1, help="on the CPU; more gain little on a net this small")
-    add("--quick", action="store_true", help=f"{QUICK_STEPS} steps, to see that everything works")
-    return parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    ranks = Ranks.from_environment()
+    try:
+        device = choose_device(options.device, ranks)
+        if options.demo:
+            import demo
 
+            return demo.run(options, device)
+        if options.norm == "sync" and device.type != "cuda":
+            raise Problem("--norm sync needs GPUs; on CPUs --norm group does not mix images either")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic = options.deterministic
+            torch.backends.cudnn.benchmark = not options.deterministic
+        ranks.join(device)
+        from training import Training
 
-def main() -> int:
-    options = parse_arguments()
-    device = choose_device(options.device)
-    torch.set_num_threads(options.threads)
-    # Rounding is to be that of float32, and the same in every run.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
-
-    data = digits(device)
-    steps = options.epochs * (len(data.train_labels) // max(1, options.batch_size))
-    if steps < 1:
-        sys.exit(
-            f"--epochs {options.epochs} --batch-size {options.batch_size} leave no step to train: "
-            f"there are {len(data.train_labels)} images"
-        )
-    steps = QUICK_STEPS if options.quick else steps
-    layers = {"fused": SEBlock, "plain": PlainSEBlock, "control": PlainSEBlock}
-    runs = {
-        name: Run.start(layer, seed=options.seed, lr=options.lr, steps=steps, device=device)
-        for name, layer in layers.items()
-    }
-    move_by_one_unit(runs["control"].model)
-    in_turn = list(runs.values())
-    train(in_turn, data, steps=steps, batch_size=options.batch_size, seed=options.seed)
-
-    print(table(runs, data, device))
-    print(
-        "control: the plain layer, the network's first weights moved by one unit in the last place"
-    )
-    gates = class_gates(runs["fused"].model, data.test_images, data.test_labels)
-    draw(options.output, {name: run.losses for name, run in runs.items()}, gates)
-    print(f"picture: {options.output}")
-    return 0 if options.quick else verdict(runs["fused"], runs["plain"], data)
+        Training(options, device, ranks).run()
+    except Problem as problem:
+        if ranks.first:
+            print(problem, file=sys.stderr)
+        return 1
+    finally:
+        ranks.leave()
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Fixtures: the devices that a test runs on, and the SIMT harness."""
+"""Fixtures: the devices that a test runs on, its threads, and the SIMT harness."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+import torch
 
 from seblock_cuda import _ops
 
@@ -16,6 +18,15 @@ def device(request: pytest.FixtureRequest) -> str:
     if name == "cuda" and (reason := _ops.cuda_unusable_reason()):
         pytest.skip(reason)
     return name
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small networks: on a busy machine their threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from se_resnet import PlainSEResidual, SEBasicBlock, SEBottleneck, SEResNet
 
 import seblock_cuda
-from seblock_cuda import SEBlock
-from seblock_cuda.reference import PlainSEBlock
+from seblock_cuda import SEResidual
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_quick_demo_writes_table_and_picture(tmp_path: Path) -> None:
@@ -51,28 +41,29 @@ def test_quick_demo_writes_table_and_picture(tmp_path: Path) -> None:
 
 
 def test_networks_start_equal_with_either_layer() -> None:
-    network = load_example("se_resnet").SEResNet
     states = []
-    for layer in (SEBlock, PlainSEBlock):
+    for layer in (SEResidual, PlainSEResidual):
         torch.manual_seed(3)
-        states.append(network(layer).state_dict())
+        states.append(SEResNet(layer).state_dict())
     fused, plain = states
     assert list(fused) == list(plain)
     assert all(torch.equal(fused[name], plain[name]) for name in fused)
 
 
-def test_every_residual_block_has_se_before_the_shortcut() -> None:
+@pytest.mark.parametrize("block_type", [SEBasicBlock, SEBottleneck])
+def test_every_residual_block_has_se_before_the_shortcut(
+    block_type: type[SEBasicBlock] | type[SEBottleneck],
+) -> None:
     """With gates of 0 the branch vanishes and the shortcut alone is left."""
-    example = load_example("se_resnet")
 
     class Closed(torch.nn.Module):
         def __init__(self, channels: int, ratio: float) -> None:
             super().__init__()
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * 0
+        def forward(self, x: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x * 0 + shortcut)
 
-    model = example.SEResNet(Closed, widths=(8, 16), depths=(2, 2)).eval()
+    model = SEResNet(Closed, block=block_type, widths=(8, 16), depths=(2, 2)).eval()
     assert list(model.se_layers()) == ["block 1", "block 2", "block 3", "block 4"]
     for block in model.blocks:
         images = torch.randn(2, block.conv1[0].in_channels, 8, 8)
