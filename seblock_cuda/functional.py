@@ -145,11 +145,35 @@ def squeeze_excitation(
     )
 
 
+class use_fused_se:
+    """Switches the kernels on or off: ``use_fused_se(False)`` runs every layer as plain PyTorch.
+
+    A switch, and a context manager that puts back what was before; of the process, not of a thread.
+    The modules and their parameters stay as they are. What torch.compile made before is made anew.
+    """
+
+    enabled = True
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._before = use_fused_se.enabled
+        use_fused_se.enabled = bool(enabled)
+
+    def __enter__(self) -> use_fused_se:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        use_fused_se.enabled = self._before
+
+
 def _kernels_serve(x: Tensor) -> bool:
-    """Whether the op takes x: its device has kernels, and no transform of torch.func is on."""
+    """Whether the op takes x: there are kernels, switched on, and no transform of torch.func is."""
+    if not use_fused_se.enabled:
+        return False
     on_device = x.is_cpu or (x.is_cuda and _ops.built_with_cuda())
     if torch.compiler.is_compiling():
-        return on_device
+        return on_device and not torch.onnx.is_in_onnx_export()
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        return False  # ONNX has no such op: the exporter gets the formulas
     if not on_device:
         _warn_about_device(x.device.type)
         return False

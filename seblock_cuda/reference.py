@@ -152,6 +152,23 @@ def forward(
         return y.to(x.dtype)
 
 
+def gate_values(
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+) -> Tensor:
+    """The gate of :func:`forward`, ``[N, C]``, in the dtype of the sums."""
+    acc = accumulation_dtype(x.dtype)
+    with _as_written(x):
+        return _excite(
+            x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
+        ).gate
+
+
 def backward(
     dy: Tensor,
     x: Tensor,
