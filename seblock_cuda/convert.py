@@ -108,7 +108,7 @@ def recipe_of(module: nn.Module) -> Recipe | None:
         if recipe is not None:
             structure.check_untouched(module)
             return recipe
-        if not structure.looks_like_se(module):
+        if not structure.looks_like_se(module) or any(map(_is_evident, _inner(module))):
             return None
         structure.check_untouched(module)
         own = probe.own_copy(module)
@@ -118,10 +118,19 @@ def recipe_of(module: nn.Module) -> Recipe | None:
         recipe = Recipe(paths[0] if len(paths) == 2 else (), paths[-1], *names, ranks)
         return probe.prove(own, recipe)[0]  # a structure says nothing of numbers: always proved
     except Refused:
-        evident = full_name(module) in {*KNOWN, *NEVER} or structure.named_se(module)
-        if evident or structure.has_pooling(module):
+        if _is_evident(module) or structure.has_pooling(module):
             raise
-        return None  # two pointwise layers, without a pooling: something else
+        return None  # pointwise layers, without a pooling: something else
+
+
+def _is_evident(module: nn.Module) -> bool:
+    """Whether the class says that this is an SE layer."""
+    name = full_name(module)
+    return name in KNOWN or name in NEVER or structure.named_se(module)
+
+
+def _inner(module: nn.Module) -> list[nn.Module]:
+    return [inner for inner in module.modules() if inner is not module]
 
 
 def _convert(module: nn.Module, verify: bool) -> tuple[FusedSE, float | None] | None:

@@ -83,26 +83,25 @@ def find_names(
         weights.insert(0, torch.eye(weights[0].shape[0], dtype=torch.float64, device="cpu"))
         biases.insert(0, None)
         activations = ["identity"]
-    failure = ""
-    for rank in sorted(ranks, key=lambda rank: rank != 4):
+    failures = []
+    for rank in ranks:
         x = sample_input(weights[0].shape[1], rank)
         with _plain_state(), torch.no_grad():
             try:
                 expected = own(x.clone())
             except Exception as error:
-                failure = failure or f"{list(x.shape)}: {_short(error)}"
+                failures.append(f"its forward does not take {list(x.shape)}: {_short(error)}")
                 continue
             _check_tensor(expected)
             if expected.shape != x.shape:
                 raise Refused(f"it makes {list(expected.shape)} of {list(x.shape)}")
-            operands: Any = (*weights, *biases)
             for activation in activations:
                 for gate in GATES:
-                    y = forward(x, *operands, activation, gate)
-                    if _distance(y, expected) <= RESULT_TOLERANCE:
+                    operands: Any = (*weights, *biases, activation, gate)
+                    if _distance(forward(x, *operands), expected) <= RESULT_TOLERANCE:
                         return activation, gate
-            raise Refused("its numbers are those of no activation and gate that the op knows")
-    raise Refused(f"its forward does not take {failure}")
+            failures.insert(0, "its numbers are those of no activation and gate of the op")
+    raise Refused(failures[0])
 
 
 def prove(own: nn.Module, recipe: Recipe) -> tuple[Recipe, float]:

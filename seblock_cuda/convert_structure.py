@@ -55,8 +55,11 @@ def looks_like_se(module: nn.Module) -> bool:
     """Whether a module is small enough, and built or named so, that it may be an SE layer.
 
     It consists of pointwise layers, normalisations, activations and poolings only; with one or two
-    pointwise layers C -> R -> C of R <= C, or with a name that says SE.
+    pointwise layers C -> R -> C of R <= C, or with a name that says SE. A Sequential has no product
+    of its own: it looks like one only if it is a gate.
     """
+    if _is_sequential(module) and any(next(c.children(), None) for c in module.children()):
+        return False
     points: list[tuple[int, int]] = []
     for leaf in module.modules():
         if next(leaf.children(), None) is not None:
@@ -72,6 +75,10 @@ def looks_like_se(module: nn.Module) -> bool:
         return True
     (c, r), (r_too, c_too) = points[0], points[-1]
     return len(points) <= 2 and (c, r) == (c_too, r_too) and r <= c
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
 def named_se(module: nn.Module) -> bool:
