@@ -51,9 +51,10 @@ class Scan:
         bias = parts[-1].bias is not None
         key = (full_name(layer.original), layer.recipe, projection_widths(parts), bias)
         if key not in self.proved:
-            own = probe.own_copy(layer.original)
-            probe.spread_weights(own, paths)
-            self.proved[key] = probe.prove(own, layer.recipe)[1]
+            with probe.plain_state():
+                own = probe.own_copy(layer.original)
+                probe.spread_weights(own, paths)
+                self.proved[key] = probe.prove(own, layer.recipe)
 
 
 def scan(names: Iterable[str]) -> Scan:
@@ -88,7 +89,7 @@ def page(found: Scan) -> str:
         "",
         "Written by `python -m build_tools.timm_scan`: every model is built on the meta device and",
         "given to `convert_se_modules`; each class of layer is compared with its original in",
-        "float64, result and all gradients, once per shape pattern; the largest difference is shown.",
+        "float64, result and all gradients, once per shape pattern: the largest difference.",
         "",
         f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}: "
         f"{found.models} models, {len(found.layers)} of them with SE layers, {total} layers: "

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from seblock_cuda import convert_probe as probe
@@ -103,24 +104,33 @@ def recipe_of(module: nn.Module) -> Recipe | None:
     Raises:
         Refused: it looks like one, but cannot be run by the op.
     """
-    try:
-        recipe = known_recipe(module)
-        if recipe is not None:
-            structure.check_untouched(module)
-            return recipe
-        if not structure.looks_like_se(module) or any(map(_is_evident, _inner(module))):
-            return None
+    if not _is_evident(module) and not structure.looks_like_se(module):
+        return None
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Refused("it is a ScriptModule")
+    if structure.is_part_of_block(module) or any(map(_is_evident, _inner(module))):
+        return None
+    if full_name(module) in KNOWN or full_name(module) in NEVER:
         structure.check_untouched(module)
+        return known_recipe(module)
+    with probe.plain_state():
+        try:
+            structure.check_untouched(module)
+            paths, ranks = structure.read_structure(module)
+        except structure.NotSE as reason:
+            if structure.named_se(module):
+                raise Refused(str(reason)) from None
+            return None
+        except Refused:
+            if structure.is_evident(module):
+                raise
+            return None
         own = probe.own_copy(module)
-        paths, ranks = structure.read_structure(own)
         probe.spread_weights(own, paths)
-        names = probe.find_names(own, paths, ranks)
+        names, ranks = probe.find_names(own, paths, ranks)
         recipe = Recipe(paths[0] if len(paths) == 2 else (), paths[-1], *names, ranks)
-        return probe.prove(own, recipe)[0]  # a structure says nothing of numbers: always proved
-    except Refused:
-        if _is_evident(module) or structure.has_pooling(module):
-            raise
-        return None  # pointwise layers, without a pooling: something else
+        probe.prove(own, recipe)  # a structure says nothing of numbers: always proved
+        return recipe
 
 
 def _is_evident(module: nn.Module) -> bool:
@@ -139,9 +149,10 @@ def _convert(module: nn.Module, verify: bool) -> tuple[FusedSE, float | None] | 
         return None
     difference = None
     if verify:
-        own = probe.own_copy(module)
-        probe.spread_weights(own, [path for path in (recipe.reduce, recipe.expand) if path])
-        recipe, difference = probe.prove(own, recipe)
+        with probe.plain_state():
+            own = probe.own_copy(module)
+            probe.spread_weights(own, [path for path in (recipe.reduce, recipe.expand) if path])
+            difference = probe.prove(own, recipe)
     return FusedSE(module, recipe), difference
 
 

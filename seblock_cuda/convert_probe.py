@@ -8,9 +8,9 @@ is proved the same way.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ RESULT_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6
 _SAMPLES = 24
 _SPATIAL = {3: (7,), 4: (5, 3), 5: (3, 2, 2)}
 _Z_SPREAD = 5.0  # standard deviation of what goes into activation and gate
+
+
+class NotTaken(Refused):
+    """The layer does not take an input of this shape."""
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -69,11 +73,11 @@ def sample_input(c: int, rank: int) -> Tensor:
 
 def find_names(
     own: nn.Module, paths: list[tuple[str, ...]], ranks: tuple[int, ...]
-) -> tuple[str, str]:
-    """The activation and gate whose numbers are those of the layer.
+) -> tuple[tuple[str, str], tuple[int, ...]]:
+    """The activation and gate whose numbers are those of the layer, and the ranks it takes.
 
     Raises:
-        Refused: there are none, or the layer does not take such inputs.
+        Refused: there are none.
     """
     layers = [own.get_submodule(".".join(path)) for path in paths]
     weights: list[Any] = [layer.weight for layer in layers]
@@ -83,29 +87,33 @@ def find_names(
         weights.insert(0, torch.eye(weights[0].shape[0], dtype=torch.float64, device="cpu"))
         biases.insert(0, None)
         activations = ["identity"]
-    failures = []
+    found: dict[int, tuple[str, str]] = {}
+    refusals: list[Refused] = []
     for rank in ranks:
         x = sample_input(weights[0].shape[1], rank)
-        with _plain_state(), torch.no_grad():
-            try:
-                expected = own(x.clone())
-            except Exception as error:
-                failures.append(f"its forward does not take {list(x.shape)}: {_short(error)}")
-                continue
-            _check_tensor(expected)
+        try:
+            with torch.no_grad():
+                expected = _call(own, x)
             if expected.shape != x.shape:
                 raise Refused(f"it makes {list(expected.shape)} of {list(x.shape)}")
-            for activation in activations:
-                for gate in GATES:
-                    operands: Any = (*weights, *biases, activation, gate)
-                    if _distance(forward(x, *operands), expected) <= RESULT_TOLERANCE:
-                        return activation, gate
-            failures.insert(0, "its numbers are those of no activation and gate of the op")
-    raise Refused(failures[0])
+        except Refused as refusal:
+            refusals.append(refusal)
+            continue
+        for names in itertools.product(activations, GATES):
+            operands: Any = (*weights, *biases, *names)
+            if _distance(forward(x, *operands), expected) <= RESULT_TOLERANCE:
+                found[rank] = names
+                break
+        else:
+            refusals.append(Refused("its numbers are those of no activation and gate of the op"))
+    if not found:
+        raise min(refusals, key=lambda refusal: isinstance(refusal, NotTaken))
+    names = next(iter(found.values()))
+    return names, tuple(rank for rank in found if found[rank] == names)
 
 
-def prove(own: nn.Module, recipe: Recipe) -> tuple[Recipe, float]:
-    """The recipe with the ranks for which it is proved, and the largest relative difference.
+def prove(own: nn.Module, recipe: Recipe) -> float:
+    """The largest relative difference between a copy of a layer and its recipe.
 
     Runs in training and in evaluation; compares the result, the gradient of the input and those of
     all parameters.
@@ -113,25 +121,15 @@ def prove(own: nn.Module, recipe: Recipe) -> tuple[Recipe, float]:
     Raises:
         Refused: something differs.
     """
-    paths = [path for path in (recipe.reduce, recipe.expand) if path]
-    weight: Tensor = own.get_submodule(".".join(paths[0])).weight  # type: ignore[assignment]
-    largest, proved, failure = 0.0, [], ""
+    first = ".".join(recipe.reduce or recipe.expand)
+    weight: Tensor = own.get_submodule(first).weight  # type: ignore[assignment]
+    differences = []
     for rank in recipe.ranks:
         x = sample_input(weight.shape[1], rank)
-        try:
-            for training in (True, False):
-                own.train(training)
-                fused = FusedSE(own, replace(recipe, ranks=(rank,)))
-                largest = max(largest, compare(own, fused, own, x))
-        except Refused as reason:
-            if len(recipe.ranks) == 1:
-                raise
-            failure = failure or str(reason)
-            continue
-        proved.append(rank)
-    if not proved:
-        raise Refused(failure)
-    return replace(recipe, ranks=tuple(proved)), largest
+        for training in (True, False):
+            own.train(training)
+            differences.append(compare(own, FusedSE(own, recipe), own, x))
+    return max(differences)
 
 
 def compare(
@@ -159,16 +157,9 @@ def compare(
 
 def _run(function: Callable[[Tensor], Tensor], holder: nn.Module, x: Tensor) -> dict[str, Tensor]:
     buffers = {name: buffer.clone() for name, buffer in holder.named_buffers()}
-    with _plain_state(), torch.enable_grad():
+    with torch.enable_grad():
         leaf = x.clone().requires_grad_()
-        given = leaf * 1
-        try:
-            y = function(given)
-        except Exception as error:
-            raise Refused(f"its forward does not take {list(x.shape)}: {_short(error)}") from None
-        _check_tensor(y)
-        if not torch.equal(given, x):
-            raise Refused("it changes its input in place")
+        y = _call(function, leaf)
         parameters = dict(holder.named_parameters())
         generator = torch.Generator("cpu").manual_seed(2)
         gradients = torch.autograd.grad(
@@ -180,9 +171,20 @@ def _run(function: Callable[[Tensor], Tensor], holder: nn.Module, x: Tensor) -> 
     return {"result": y.detach(), **dict(zip(names, gradients))}
 
 
-def _check_tensor(y: object) -> None:
+def _call(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function's result, if it is a tensor and x is as it was."""
+    given = x * 1
+    try:
+        y: object = function(given)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        short = f"{type(error).__name__}: {lines[0][:100]}"
+        raise NotTaken(f"its forward does not take {list(x.shape)}: {short}") from None
     if not isinstance(y, Tensor):
         raise Refused(f"it returns a {type(y).__name__}, not a tensor")
+    if not torch.equal(given, x):
+        raise Refused("it changes its input in place")
+    return y
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:
@@ -192,15 +194,11 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).abs().max().item() / (size or 1.0)
 
 
-def _plain_state() -> ExitStack:
-    """No autocast, no inference mode, and the random numbers of the caller untouched."""
+def plain_state() -> ExitStack:
+    """No autocast, inference mode or default device, and the caller's random numbers untouched."""
     stack = ExitStack()
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.autocast("cpu", enabled=False))
+    stack.enter_context(torch.device("cpu"))
     stack.enter_context(torch.random.fork_rng(devices=[]))
     return stack
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:100] if lines else ''}"

@@ -222,12 +222,11 @@ def projection_widths(projections: list[nn.Module]) -> tuple[int, int]:
     """
     widths = []
     for layer in projections:
-        kind = type(layer).__name__
         if type(layer) not in POINTWISE:
             raise Refused(f"a projection is a {full_name(layer)}, not a plain Conv or Linear")
         width = pointwise_width(layer)
-        if width is None:
-            raise Refused(f"a projection is a {kind} that is not pointwise: {layer}")
+        if width is None or not _is_plain(layer):
+            raise Refused(f"a projection is not a plain pointwise one: {layer}")
         widths.append(width)
     (c, r), (r_too, c_too) = widths[0], widths[-1]
     if len(widths) == 1:
@@ -241,15 +240,18 @@ def pointwise_width(layer: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a Linear or a 1x1 convolution; None for anything else."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
-    if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return None
-    plain = (
-        set(layer.kernel_size) == {1}
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(layer.kernel_size) == {1}:
+        return layer.in_channels, layer.out_channels
+    return None
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (
+        isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         and set(layer.stride) == {1}
         and layer.groups == 1
         and (isinstance(layer.padding, str) or set(layer.padding) == {0})
     )
-    return (layer.in_channels, layer.out_channels) if plain else None
 
 
 def rank_of(module: nn.Module, projections: list[nn.Module]) -> int | None:

@@ -7,6 +7,7 @@ is not on the lists below refuses the layer. Which activation and gate it has is
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from typing import Any
@@ -51,43 +52,59 @@ _MACHINERY = (
 )
 
 
-def looks_like_se(module: nn.Module) -> bool:
-    """Whether a module is small enough, and built or named so, that it may be an SE layer.
+class NotSE(Exception):
+    """Small and C -> R -> C, but nothing like an SE layer otherwise."""
 
-    It consists of pointwise layers, normalisations, activations and poolings only; with one or two
-    pointwise layers C -> R -> C of R <= C, or with a name that says SE. A Sequential has no product
-    of its own: it looks like one only if it is a gate.
+
+def looks_like_se(module: nn.Module) -> bool:
+    """Whether a module may be an SE layer by what it is built of.
+
+    It has one or two pointwise layers, C -> R -> C in any order, and nothing else with parameters
+    but normalisations. A Sequential has no product of its own: it may be a gate.
     """
     if _is_sequential(module) and any(next(c.children(), None) for c in module.children()):
         return False
-    points: list[tuple[int, int]] = []
-    for leaf in module.modules():
-        if next(leaf.children(), None) is not None:
-            continue
-        width = pointwise_width(leaf)
-        if width is not None:
-            points.append(width)
-        elif next(leaf.parameters(), None) is not None and not _is_norm(leaf):
-            return False
-    if next(module.children(), None) is None or not 1 <= len(points) <= 4:
-        return False
-    if named_se(module):
+    points = _widths(module)
+    return len(points) in (1, 2) and points[0] == points[-1][::-1]
+
+
+def is_evident(module: nn.Module) -> bool:
+    """Whether a module that looks like SE is worth a word if it is left: it squeezes, or pools."""
+    points = _widths(module)
+    squeezes = len(points) == 2 and points[0][0] > points[0][1]
+    return squeezes or _has_pooling(module) or named_se(module)
+
+
+def _widths(module: nn.Module) -> list[tuple[int, int]]:
+    return [w for leaf in module.modules() if (w := pointwise_width(leaf)) is not None]
+
+
+def _has_pooling(module: nn.Module) -> bool:
+    names = [type(child).__name__ for child in module.modules()]
+    return any("Pool" in name and ("Adaptive" in name or "Global" in name) for name in names)
+
+
+def is_part_of_block(module: nn.Module) -> bool:
+    """Whether it holds more than the parts of an SE layer, so that one may be within it."""
+    leaves = [leaf for leaf in module.modules() if next(leaf.children(), None) is None]
+    if leaves == [module]:
         return True
-    (c, r), (r_too, c_too) = points[0], points[-1]
-    return len(points) <= 2 and (c, r) == (c_too, r_too) and r <= c
+    return any(
+        pointwise_width(leaf) is None and not _is_norm(leaf)
+        for leaf in leaves
+        if next(leaf.parameters(), None) is not None
+    )
 
 
 def _is_sequential(module: nn.Module) -> bool:
-    return type(module).forward is nn.Sequential.forward
+    return getattr(type(module), "forward", None) is nn.Sequential.forward
 
 
 def named_se(module: nn.Module) -> bool:
     """Whether the class's name says SE."""
-    return bool(_NAME.search(type(module).__name__))
-
-
-def has_pooling(module: nn.Module) -> bool:
-    return any("Pool" in type(child).__name__ for child in module.modules())
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    name: str = module.original_name if scripted else type(module).__name__  # type: ignore[assignment]
+    return bool(_NAME.search(name))
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -98,19 +115,19 @@ def check_untouched(module: nn.Module) -> None:
     """Raises Refused if something hangs on the layer that a replacement would lose."""
     for name, child in module.named_modules():
         where = f" on {name}" if name else ""
-        hooks = (child._forward_hooks, child._forward_pre_hooks)
-        if any(hooks) or child._backward_hooks or child._backward_pre_hooks:
-            raise Refused(f"it has hooks{where}, which the op would not call")
         if parametrize.is_parametrized(child):
             raise Refused(f"it is parametrized{where}")
-        if "forward" in child.__dict__:
-            raise Refused(f"its forward was replaced{where or ' on the instance'}")
+        if "quantized" in type(child).__module__:
+            raise Refused(f"it is quantised{where}")
         for parameter_name, parameter in child._parameters.items():
             if parameter is not None and type(parameter) is not nn.Parameter:
                 kind = type(parameter).__name__
                 raise Refused(f"{parameter_name}{where} is a {kind}: sharded, quantised or lazy")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise Refused("it is a ScriptModule")
+        hooks = (child._forward_hooks, child._forward_pre_hooks)
+        if any(hooks) or child._backward_hooks or child._backward_pre_hooks:
+            raise Refused(f"it has hooks{where}, which the op would not call")
+        if "forward" in child.__dict__:
+            raise Refused(f"its forward was replaced{where or ' on the instance'}")
     own = [name for name in _MACHINERY if _overrides(type(module), name)]
     if own:
         raise Refused(f"its class has its own {', '.join(own)}")
@@ -127,59 +144,71 @@ def _overrides(kind: type, name: str) -> bool:
 def read_structure(module: nn.Module) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
     """The paths of the projections in the order in which they run, and the ranks to try.
 
-    Args:
-        module: a copy: a forward that keeps something writes it there.
-
     Raises:
         Refused: the forward is not that of an SE layer, or cannot be read.
+        NotSE: there is no pooling in it.
     """
-    for name, _ in module.named_buffers():
-        raise Refused(f"it has a buffer ({name}): its result may depend on more than its input")
-    before = _attributes(module)
+    # a copy over the same tensors: a forward that keeps something keeps it there
+    tensors = [*module.parameters(), *module.buffers()]
+    own = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    before = _attributes(own)
     try:
-        graph = fx.Tracer().trace(module)
+        graph = fx.Tracer().trace(own)
     except Exception as error:
         raise Refused(f"its forward cannot be read: {_one_line(error)}") from None
-    if _attributes(module) != before:
+    children = dict(own.named_modules())
+    pools = [node for node in graph.nodes if _is_pool(node, children)]
+    if not pools and not _has_pooling(module):
+        raise NotSE("there is no pooling over space")
+    for name, _ in own.named_buffers():
+        raise Refused(f"it has a buffer ({name}): its result may depend on more than its input")
+    if _attributes(own) != before:
         raise Refused("its forward changes the module's own attributes")
-    children = dict(module.named_modules())
-    paths: list[tuple[str, ...]] = []
-    pools = products = 0
     for node in graph.nodes:
-        if node.op == "get_attr":
-            raise Refused(f"its forward uses {node.target} directly")
-        if node.op == "call_module":
-            child = children[node.target]
-            if isinstance(child, POINTWISE):
-                paths.append(tuple(node.target.split(".")))
-            elif type(child) not in (*_POOLS, *_ELEMENTWISE):
-                raise Refused(f"a {type(child).__name__} ({node.target}) takes part")
-            pools += type(child) in _POOLS
-        elif node.op in ("call_function", "call_method"):
-            name = node.target if isinstance(node.target, str) else node.target.__name__
-            if name.rstrip("_") not in _FUNCTIONS:
-                raise Refused(f"its forward uses {name}")
-            pools += name in _POOL_FUNCTIONS
-            products += _is_product(node)
+        _check_node(node, children)
     if not pools:
         raise Refused("there is no pooling over space")
-    if not products:
+    if not any(map(_is_product, graph.nodes)):
         raise Refused("it computes a gate only: the product is elsewhere")
-    if len(paths) not in (1, 2):
-        raise Refused(f"it runs {len(paths)} pointwise layers, not two (or one, of C to C)")
-    projections = [children[".".join(path)] for path in paths]
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    calls = [target for target in calls if isinstance(children[target], POINTWISE)]
+    if len(calls) not in (1, 2):
+        raise Refused(f"it runs {len(calls)} pointwise layers, not two (or one, of C to C)")
+    projections = [children[target] for target in calls]
     projection_widths(projections)
-    rank = rank_of(module, projections)
+    rank = rank_of(own, projections)
     conv = any(type(layer) is not nn.Linear for layer in projections)
+    paths = [tuple(target.split(".")) for target in calls]
     return paths, (rank,) if rank and conv else (3, 4, 5)
+
+
+def _check_node(node: fx.Node, children: dict[str, nn.Module]) -> None:
+    """Raises Refused if a step of a forward is none of an SE layer's."""
+    if node.op == "get_attr":
+        raise Refused(f"its forward uses {node.target} directly")
+    if node.op == "call_module":
+        child = children[str(node.target)]
+        if not isinstance(child, POINTWISE) and type(child) not in (*_POOLS, *_ELEMENTWISE):
+            raise Refused(f"a {type(child).__name__} ({node.target}) takes part")
+    if node.op in ("call_function", "call_method") and _name(node) not in _FUNCTIONS:
+        raise Refused(f"its forward uses {_name(node)}")
+
+
+def _name(node: fx.Node) -> str:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.rstrip("_")
+
+
+def _is_pool(node: fx.Node, children: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(children[str(node.target)]) in _POOLS
+    return node.op in ("call_function", "call_method") and _name(node) in _POOL_FUNCTIONS
 
 
 def _is_product(node: fx.Node) -> bool:
     """A product of two tensors, as far as a trace knows."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.rstrip("_") in ("mul", "imul", "multiply") and all(
-        isinstance(argument, fx.Node) for argument in node.args
-    )
+    tensors = all(isinstance(argument, fx.Node) for argument in node.args)
+    return tensors and _name(node) in ("mul", "imul", "multiply")
 
 
 def _attributes(module: nn.Module) -> list[dict[str, Any]]:

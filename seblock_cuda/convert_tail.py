@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from seblock_cuda.convert_probe import compare, own_copy
+from seblock_cuda.convert_probe import compare, own_copy, plain_state
 from seblock_cuda.convert_recipe import Refused
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -59,7 +59,7 @@ def find_block(model: nn.Module, path: str) -> tuple[str, str]:
     names = path.split(".")
     for depth in range(len(names) - 1, -1, -1):
         block = model.get_submodule(".".join(names[:depth]))
-        if type(block).forward is not nn.Sequential.forward:
+        if getattr(type(block), "forward", None) is not nn.Sequential.forward:
             return ".".join(names[:depth]), ".".join(names[depth:])
     return "", path
 
@@ -76,6 +76,11 @@ def fold_tail(block: nn.Module, se_path: str, verify: bool) -> tuple[FusedTail, 
     folded = FusedTail(block, se_path)
     if not verify:
         return folded, None
+    with plain_state():
+        return folded, _prove_tail(block, se_path)
+
+
+def _prove_tail(block: nn.Module, se_path: str) -> float:
     own = own_copy(block)
     _fill(own)
     convolution = next((m for m in own.modules() if isinstance(m, nn.Conv2d)), None)
@@ -89,7 +94,7 @@ def fold_tail(block: nn.Module, se_path: str, verify: bool) -> tuple[FusedTail, 
     for training in (True, False):
         own.train(training)
         largest = max(largest, compare(own, FusedTail(own, se_path), own, x))
-    return folded, largest
+    return largest
 
 
 def _fill(own: nn.Module) -> None:
