@@ -168,8 +168,8 @@ def convert_se_modules(
     Args:
         model: any module around the layers.
         verify: whether to prove each replacement on a copy of the layer: result and all gradients,
-            in float64, in training and in evaluation. Classes that are known by name are taken at
-            their word without it; any other is always proved.
+            in float64, in training and in evaluation. Without it, classes that are known by name
+            are taken at their word; any other, and each folded tail, is proved all the same.
         fuse_residual: whether to fold ``relu(se(x) + shortcut)`` at the end of residual blocks
             into the op too; what the block's forward decides from its own attributes is then
             decided once, here.
@@ -200,7 +200,7 @@ def convert_se_modules(
     _replace(model, lambda module: fused.get(id(module)))
     report = list(entries.values())
     if fuse_residual:
-        report += _fold_tails(model, [e.path for e in report if e.action == "converted"], verify)
+        report += _fold_tails(model, [e.path for e in report if e.action == "converted"])
     return ConversionReport(report)
 
 
@@ -221,7 +221,7 @@ def _left(path: str, module: nn.Module, reason: str) -> Conversion:
     return Conversion(path, full_name(module), "left", None, reason)
 
 
-def _fold_tails(model: nn.Module, paths: list[str], verify: bool) -> list[Conversion]:
+def _fold_tails(model: nn.Module, paths: list[str]) -> list[Conversion]:
     folded: dict[int, nn.Module] = {}
     entries = []
     for path in paths:
@@ -231,7 +231,7 @@ def _fold_tails(model: nn.Module, paths: list[str], verify: bool) -> list[Conver
         try:
             if not block_path:
                 raise Refused("the block is the model itself")
-            folded[id(block)], difference = fold_tail(block, se_path, verify)
+            folded[id(block)], difference = fold_tail(block, se_path)
             action = "tail fused"
         except Refused as refusal:
             reason = str(refusal)

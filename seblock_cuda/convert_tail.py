@@ -38,6 +38,11 @@ class FusedTail(nn.Module):
         self.__dict__.update(original.__dict__, original=original, se_path=se_path, _run=run)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        device = inputs.device.type
+        if torch.is_autocast_enabled(device) and inputs.dtype != torch.get_autocast_dtype(device):
+            # branch and shortcut may differ in dtype: the block decides what their sum has
+            y: Tensor = self.original(inputs)
+            return y
         return self._run(self, inputs)
 
     def extra_repr(self) -> str:
@@ -64,8 +69,10 @@ def find_block(model: nn.Module, path: str) -> tuple[str, str]:
     return "", path
 
 
-def fold_tail(block: nn.Module, se_path: str, verify: bool) -> tuple[FusedTail, float | None]:
-    """The block with its tail folded, and the largest relative difference where it is verified.
+def fold_tail(block: nn.Module, se_path: str) -> tuple[FusedTail, float]:
+    """The block with its tail folded, and the largest relative difference in a comparison of both.
+
+    It is always compared: a trace does not see what a block changes in place.
 
     Raises:
         Refused: something else follows SE, or the numbers differ.
@@ -74,8 +81,6 @@ def fold_tail(block: nn.Module, se_path: str, verify: bool) -> tuple[FusedTail, 
     if any(hooks) or block._backward_pre_hooks or "forward" in block.__dict__:
         raise Refused("the block has hooks, or another forward than its class")
     folded = FusedTail(block, se_path)
-    if not verify:
-        return folded, None
     with plain_state():
         return folded, _prove_tail(block, se_path)
 
@@ -127,23 +132,24 @@ def _folded_forward(block: nn.Module, se_path: str) -> Callable[..., Tensor]:
 class _Tracer(fx.Tracer):
     """Traces into what lies around the SE layer only."""
 
-    def __init__(self, around: set[str]) -> None:
+    def __init__(self, se: nn.Module) -> None:
         super().__init__()
-        self._around = around
+        self._se = se
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name not in self._around
+        return m is self._se or all(inner is not self._se for inner in m.modules())
 
 
 def _fold(block: nn.Module, se_path: str) -> fx.Graph:
-    names = se_path.split(".")
+    layer = block.get_submodule(se_path)
     try:
-        graph = _Tracer({".".join(names[:i]) for i in range(1, len(names))}).trace(block)
+        graph = _Tracer(layer).trace(block)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise Refused(f"the block's forward cannot be read: {lines[0][:100]}") from None
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == se_path]
+    modules = [node for node in graph.nodes if node.op == "call_module"]
+    calls = [node for node in modules if block.get_submodule(str(node.target)) is layer]
     if len(inputs) != 1 or len(calls) != 1:
         raise Refused("the block takes more than one input, or calls SE more than once")
     se = gated = calls[0]
@@ -177,8 +183,6 @@ def _shortcut(add: fx.Node, gated: fx.Node) -> fx.Node:
     operands = [argument for argument in add.args if argument is not gated]
     if len(operands) != 1 or not isinstance(operands[0], fx.Node) or add.kwargs:
         raise Refused("the add is not that of two tensors")
-    if add.target in (operator.iadd, "add_") and add.args[0] is not gated:
-        raise Refused("the add changes the shortcut in place")
     return operands[0]
 
 

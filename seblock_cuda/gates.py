@@ -38,7 +38,7 @@ def record_gates(model: nn.Module) -> Iterator[Gates]:
     try:
         for path, layer, reader in _layers(model):
             hook = _recorder(record.setdefault(path, []), reader)
-            handles.append(layer.register_forward_pre_hook(hook))
+            handles.append(layer.register_forward_hook(hook))
         yield record
     finally:
         for handle in handles:
@@ -62,7 +62,7 @@ def _layers(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module, 
 
 
 def _recorder(gates: list[Tensor], reader: SELayer) -> Any:
-    def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
         x = inputs[0]
         with torch.no_grad():
             gates.append(reference.gate_values(x, *reader.operands(x), *reader.names))

@@ -20,6 +20,7 @@ from seblock_cuda import SEBlock, convert_se_modules, revert_se_modules
 from seblock_cuda.convert import recipe_of
 from seblock_cuda.convert_recipe import FusedSE
 from seblock_cuda.reference import PlainSEBlock
+from tests import cases
 from tests.test_convert_models import check_same, identities, results, types
 
 C, R = 12, 3
@@ -144,6 +145,20 @@ def test_handled(name: str) -> None:
         revert_se_modules(copied)
         assert types(copied) == kinds and isinstance(model[0], FusedSE)
     assert revert_se_modules(model) == 1 and types(model) == kinds
+
+
+@pytest.mark.parametrize("name", HANDLED)
+def test_bfloat16_error_is_not_above_plain_pytorch_s(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(HANDLED[name]()).bfloat16()
+    x = torch.randn(16, C, *((63,) if name == "1-D" else (9, 7))).bfloat16()
+    truth = results(copy.deepcopy(model).double(), x.double())
+    plain = results(model, x)
+    convert_se_modules(model)
+    for key, value in results(model, x).items():
+        error = cases.rms(value.double() - truth[key])
+        rounding = torch.finfo(value.dtype).eps / 2 * cases.rms(truth[key])
+        assert error <= max(cases.rms(plain[key].double() - truth[key]), rounding), key
 
 
 class MaxPool(SELayer):

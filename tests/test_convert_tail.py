@@ -1,0 +1,233 @@
+"""fuse_residual: relu(se(x) + shortcut) at the end of residual blocks, folded into the op."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from seblock_cuda import convert_se_modules, revert_se_modules, use_fused_se
+from seblock_cuda.convert_tail import FusedTail
+from seblock_cuda.reference import PlainSEBlock
+from tests.test_convert_models import check_same, identities, make, results, types
+
+
+class Block(nn.Module):
+    """The SE-ResNet block that people paste."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.se = PlainSEBlock(channels, 1 / 4)
+        self.downsample: nn.Module | None = None
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.se(self.bn(self.conv(x)))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.body(x)
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+class Functional(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.body(x))
+
+
+class WithIdentity(Block):
+    """The identity that stands where a drop path would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_path = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.body(x)).add(x).relu()
+
+
+class InSequential(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(self.conv, self.bn, self.se)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layers(x) + x)
+
+
+@pytest.mark.parametrize("block", [Block, Functional, WithIdentity, InSequential])
+def test_folded(block: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(block(), block())
+    x = torch.randn(3, 8, 6, 5)
+    before, kinds, expected = list(identities(model)), types(model), results(model, x)
+    report = convert_se_modules(model, fuse_residual=True)
+    assert [e.action for e in report] == ["converted"] * 2 + ["tail fused"] * 2, report
+    assert all(e.difference < 1e-9 for e in report)
+    assert isinstance(model[0], FusedTail) and list(identities(model)) == before
+    check_same(results(model, x), expected, 1e-5)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        check_same(results(copied, x), expected, 1e-5)
+    with use_fused_se(False):
+        check_same(results(model, x), expected, 1e-5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    check_same(results(model, x, lambda _, x: compiled(x)), expected, 1e-5)
+    assert revert_se_modules(model) == 2
+    assert types(model) == kinds and list(identities(model)) == before
+
+
+@pytest.mark.parametrize("block", [Block, Functional])
+def test_branches_of_two_dtypes(block: Callable[[], nn.Module]) -> None:
+    """Under autocast a block's input may be float32 while its branch is bfloat16."""
+    torch.manual_seed(0)
+    model = nn.Sequential(block())
+    x = torch.randn(2, 8, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        convert_se_modules(model, fuse_residual=True)
+        y = model(x)
+    assert y.dtype == expected.dtype
+    assert torch.allclose(y, expected, atol=2e-2)
+
+
+class NoReLU(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + x
+
+
+class NormAfter(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.body(x)) + x)
+
+
+class UsedTwice(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return F.relu(y + x) + y
+
+
+class ShortcutInPlace(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.body(x)
+        return F.relu(x)
+
+
+class Scaled(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(torch.add(x, self.body(x), alpha=2))
+
+
+class Training(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + (x if self.training else 2 * x))
+
+
+class SizeDependent(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[2] > 4 else x
+
+
+class Broadcast(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + x.mean((2, 3), keepdim=True))
+
+
+KEPT = {
+    NoReLU: "no ReLU follows",
+    NormAfter: "BatchNorm2d (bn) sits between",
+    UsedTwice: "used more than once",
+    ShortcutInPlace: "in place",
+    Scaled: "not that of two tensors",
+    Training: "training",
+    SizeDependent: "cannot be read",
+}
+
+
+@pytest.mark.parametrize("block", KEPT)
+def test_kept(block: type[nn.Module]) -> None:
+    model = nn.Sequential(block())
+    converted, tail = convert_se_modules(model, fuse_residual=True)
+    assert converted.action == "converted" and type(model[0]) is block
+    assert tail.action == "tail kept" and KEPT[block] in tail.reason, tail
+
+
+def test_a_shortcut_that_is_broadcast_is_added_as_before() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Broadcast())
+    x = torch.randn(2, 8, 6, 5)
+    expected = results(model, x)
+    convert_se_modules(model, fuse_residual=True)
+    check_same(results(model, x), expected, 1e-5)
+
+
+def test_a_block_with_hooks_is_kept() -> None:
+    model = nn.Sequential(Block())
+    model[0].register_forward_hook(lambda *_: None)
+    assert "hooks" in list(convert_se_modules(model, fuse_residual=True))[1].reason
+
+
+@pytest.mark.parametrize(
+    "library, name, fused, kept, reason",
+    [
+        ("timm", "seresnet18", 8, 0, ""),
+        ("timm", "seresnet50", 16, 0, ""),
+        ("timm", "legacy_seresnet18", 8, 0, ""),
+        ("timm", "legacy_seresnext26_32x4d", 8, 0, ""),
+        ("torchvision", "regnet_y_400mf", 0, 16, "sits between SE and the add"),
+        ("timm", "mobilenetv3_small_100", 0, 9, "sits between SE and the add"),
+    ],
+)
+def test_models(library: str, name: str, fused: int, kept: int, reason: str) -> None:
+    if name == "seresnet18":
+        torch.manual_seed(0)
+        model: nn.Module = timm.models.resnet.ResNet(
+            timm.models.resnet.BasicBlock,
+            (2, 2, 2, 2),
+            num_classes=10,
+            block_args={"attn_layer": "se"},
+        )
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.0)
+        model.eval()
+    else:
+        model = make(library, name)
+    x = torch.randn(2, 3, 64, 64)
+    before, kinds, expected = list(identities(model)), types(model), results(model, x)
+    report = convert_se_modules(model, fuse_residual=True)
+    assert (len(report.having("tail fused")), len(report.having("tail kept"))) == (fused, kept)
+    assert all(reason in entry.reason for entry in report.having("tail kept")), report
+    assert list(identities(model)) == before
+    check_same(results(model, x), expected, 1e-3)
+    revert_se_modules(model)
+    assert types(model) == kinds
+
+
+def test_torchvision_with_a_plain_tail() -> None:
+    """torchvision's ResNet block with SE put before its add, as people do by subclassing."""
+
+    class SEBasicBlock(torchvision.models.resnet.BasicBlock):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+            self.bn2 = nn.Sequential(self.bn2, PlainSEBlock(self.conv2.out_channels, 1 / 16))
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet.ResNet(SEBasicBlock, [1, 1, 1, 1], num_classes=10).eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = results(model, x)
+    report = convert_se_modules(model, fuse_residual=True)
+    assert len(report.having("tail fused")) == 4, report
+    check_same(results(model, x), expected, 1e-3)
