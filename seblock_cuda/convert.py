@@ -230,7 +230,7 @@ def _fold_tails(model: nn.Module, paths: list[str]) -> list[Conversion]:
         action, difference, reason = "tail kept", None, ""
         try:
             if not block_path:
-                raise Refused("the block is the model itself")
+                raise Refused("there is no block around it within the model")
             folded[id(block)], difference = fold_tail(block, se_path)
             action = "tail fused"
         except Refused as refusal:

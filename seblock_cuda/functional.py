@@ -127,7 +127,10 @@ def squeeze_excitation(
             plain = residual is None and residual_activation is None
             tail = _ops.TAIL_NONE if plain else _TAILS[residual_activation]
             if torch.is_grad_enabled():
-                return _apply(input, *parameters, residual, activation, gate, tail)
+                tensors: tuple[Tensor | None, ...] = (input, *parameters, residual)
+                if torch.compiler.is_compiling():
+                    tensors = _distinct(tensors)
+                return _apply(*tensors, activation, gate, tail)
             codes = (_ACTIVATIONS[activation], _GATES[gate], tail)
             y: Tensor = _ops.se_forward(input, *parameters, residual, *codes)[0]
             return y
@@ -143,6 +146,18 @@ def squeeze_excitation(
         residual=residual,
         residual_activation=residual_activation,
     )
+
+
+def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The same tensors, none of them twice: a repeated one as a view.
+
+    Of a tensor that a Function is given twice, torch.compile (2.11) keeps one gradient only.
+    """
+    distinct: list[Tensor | None] = []
+    for tensor in tensors:
+        repeated = tensor is not None and any(tensor is other for other in distinct)
+        distinct.append(tensor.view_as(tensor) if repeated and tensor is not None else tensor)
+    return tuple(distinct)
 
 
 class use_fused_se:
