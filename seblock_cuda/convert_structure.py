@@ -60,8 +60,11 @@ def looks_like_se(module: nn.Module) -> bool:
     """Whether a module may be an SE layer by what it is built of.
 
     It has one or two pointwise layers, C -> R -> C in any order, and nothing else with parameters
-    but normalisations. A Sequential has no product of its own: it may be a gate.
+    but normalisations. A Sequential has no product of its own: it may be a gate. Other
+    containers have no forward at all.
     """
+    if getattr(type(module), "forward", None) is nn.Module.forward:
+        return False
     if _is_sequential(module) and any(next(c.children(), None) for c in module.children()):
         return False
     points = _widths(module)
