@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
-from timm.layers import squeeze_excite as timm_se
 from torch import Tensor, nn
 
 from seblock_cuda import SEBlock, convert_se_modules, revert_se_modules
@@ -21,30 +19,12 @@ from seblock_cuda.convert import recipe_of
 from seblock_cuda.convert_recipe import FusedSE
 from seblock_cuda.reference import PlainSEBlock
 from tests import cases
-from tests.test_convert_models import check_same, identities, results, types
+from tests.models import SELayer, check_same, identities, results, types
+
+timm_se = pytest.importorskip("timm.layers.squeeze_excite")
+torchvision = pytest.importorskip("torchvision")
 
 C, R = 12, 3
-
-
-class SELayer(nn.Module):
-    """The commonest copy-paste."""
-
-    def __init__(self, channel: int = C, reduction: int = 4, bias: bool = False) -> None:
-        super().__init__()
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Sequential(
-            nn.Linear(channel, channel // reduction, bias=bias),
-            nn.ReLU(inplace=True),
-            nn.Linear(channel // reduction, channel, bias=bias),
-            nn.Sigmoid(),
-        )
-
-    def gate(self, x: Tensor) -> Tensor:
-        b, c, _, _ = x.size()
-        return self.fc(self.avg_pool(x).view(b, c)).view(b, c, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x).expand_as(x)
 
 
 class Convolutions(nn.Module):

@@ -5,17 +5,18 @@ right reason, and the converted model is the same model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from seblock_cuda import convert_se_modules, revert_se_modules, use_fused_se
 from tests import cases
+from tests.models import check_same, identities, results, types
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
 
 # name -> SE layers converted, and left with a reason that holds these words
 TIMM = {
@@ -56,36 +57,6 @@ def audible(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
     return model.eval()
-
-
-def results(
-    model: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor] = lambda m, x: m(x)
-) -> dict[str, Tensor]:
-    """Output and all gradients."""
-    model.zero_grad()
-    x = x.detach().requires_grad_()
-    y = run(model, x)
-    y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(y.dtype))
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {"y": y.detach(), "x": x.grad, **gradients}
-
-
-def check_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        error = cases.rms(actual[name] - value)
-        assert error <= tolerance * cases.rms(value) + 1e-12, (name, error, cases.rms(value))
-
-
-def identities(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Names and identity of all state, in order."""
-    yield from ((name, id(tensor)) for name, tensor in model.named_parameters())
-    yield from ((name, id(tensor)) for name, tensor in model.named_buffers())
-    yield from ((key, 0) for key in model.state_dict())
-
-
-def types(model: nn.Module) -> list[tuple[str, type]]:
-    return [(name, type(module)) for name, module in model.named_modules()]
 
 
 @pytest.mark.parametrize("library, name", MODELS)

@@ -7,39 +7,14 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from seblock_cuda import convert_se_modules, revert_se_modules, use_fused_se
 from seblock_cuda.convert_tail import FusedTail
 from seblock_cuda.reference import PlainSEBlock
-from tests.test_convert_models import check_same, identities, make, results, types
-
-
-class Block(nn.Module):
-    """The SE-ResNet block that people paste."""
-
-    def __init__(self, channels: int = 8) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.se = PlainSEBlock(channels, 1 / 4)
-        self.downsample: nn.Module | None = None
-
-    def body(self, x: Tensor) -> Tensor:
-        return self.se(self.bn(self.conv(x)))
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.downsample(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.body(x)
-        out += self.shortcut(x)
-        return self.relu(out)
+from tests.models import Block, check_same, identities, results, types
 
 
 class Functional(Block):
@@ -191,6 +166,7 @@ def test_a_block_with_hooks_is_kept() -> None:
     ],
 )
 def test_models(library: str, name: str, fused: int, kept: int, reason: str) -> None:
+    timm = pytest.importorskip("timm")
     if name == "seresnet18":
         torch.manual_seed(0)
         model: nn.Module = timm.models.resnet.ResNet(
@@ -204,6 +180,8 @@ def test_models(library: str, name: str, fused: int, kept: int, reason: str) -> 
                 nn.init.uniform_(module.weight, 0.5, 1.0)
         model.eval()
     else:
+        from tests.test_convert_models import make
+
         model = make(library, name)
     x = torch.randn(2, 3, 64, 64)
     before, kinds, expected = list(identities(model)), types(model), results(model, x)
@@ -218,6 +196,7 @@ def test_models(library: str, name: str, fused: int, kept: int, reason: str) -> 
 
 def test_torchvision_with_a_plain_tail() -> None:
     """torchvision's ResNet block with SE put before its add, as people do by subclassing."""
+    torchvision = pytest.importorskip("torchvision")
 
     class SEBasicBlock(torchvision.models.resnet.BasicBlock):
         def __init__(self, *args: object, **kwargs: object) -> None:

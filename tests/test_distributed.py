@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from seblock_cuda import EffectiveSE, SEBlock, convert_se_modules
+from tests.models import Block, SELayer
 
 STEPS, SAMPLES = 3, 4
 
 
 def network() -> nn.Module:
-    from tests.test_convert import SELayer
-    from tests.test_convert_tail import Block
-
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), SEBlock(8, 1 / 4), EffectiveSE(8), SELayer(8), Block(8)
@@ -79,8 +77,6 @@ def worker(rank: int, folder: str) -> None:
 
 def _sharded_layer(mesh: Any) -> nn.Module:
     from torch.distributed.tensor import distribute_module
-
-    from tests.test_convert import SELayer
 
     return nn.Sequential(distribute_module(SELayer(), mesh))
 

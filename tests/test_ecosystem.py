@@ -25,9 +25,7 @@ from seblock_cuda import (
     squeeze_excitation,
     use_fused_se,
 )
-from tests.test_convert import SELayer
-from tests.test_convert_models import check_same, results
-from tests.test_convert_tail import Block
+from tests.models import Block, SELayer, check_same, results
 
 
 class Tail(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -47,6 +46,7 @@ def test_seresidual_under_its_path() -> None:
 
 
 def test_same_gates_before_and_after_the_conversion() -> None:
+    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model("mobilenetv3_small_100").eval()
     x = torch.randn(2, 3, 64, 64)

@@ -7,14 +7,15 @@ import pickle
 
 import pytest
 import torch
-import torchvision
-from timm.layers.squeeze_excite import EffectiveSEModule
 from torch import nn
 
 from seblock_cuda import EffectiveSE, SqueezeExcitation, layers
 from tests import cases
+from tests.models import check_same, results
 from tests.test_block import step
-from tests.test_convert_models import check_same, results
+
+timm_se = pytest.importorskip("timm.layers.squeeze_excite")
+torchvision = pytest.importorskip("torchvision")
 
 PAIRS = {
     "SqueezeExcitation": (
@@ -25,7 +26,7 @@ PAIRS = {
         lambda: SqueezeExcitation(24, 6, nn.SiLU, nn.Hardsigmoid),
         lambda: torchvision.ops.SqueezeExcitation(24, 6, nn.SiLU, nn.Hardsigmoid),
     ),
-    "EffectiveSE": (lambda: EffectiveSE(24), lambda: EffectiveSEModule(24)),
+    "EffectiveSE": (lambda: EffectiveSE(24), lambda: timm_se.EffectiveSEModule(24)),
 }
 
 
