@@ -200,7 +200,7 @@ def convert_se_modules(
     _replace(model, lambda module: fused.get(id(module)))
     report = list(entries.values())
     if fuse_residual:
-        report += _fold_tails(model, [e.path for e in report if e.action == "converted"])
+        report += _fold_tails(model)
     return ConversionReport(report)
 
 
@@ -221,12 +221,16 @@ def _left(path: str, module: nn.Module, reason: str) -> Conversion:
     return Conversion(path, full_name(module), "left", None, reason)
 
 
-def _fold_tails(model: nn.Module, paths: list[str]) -> list[Conversion]:
+def _fold_tails(model: nn.Module) -> list[Conversion]:
     folded: dict[int, nn.Module] = {}
     entries = []
-    for path in paths:
-        block_path, se_path = find_block(model, path.split(", ")[0])
+    for path, layer in model.named_modules():
+        if not isinstance(layer, FusedSE):
+            continue
+        block_path, se_path = find_block(model, path)
         block = model.get_submodule(block_path)
+        if isinstance(block, FusedTail):
+            continue
         action, difference, reason = "tail kept", None, ""
         try:
             if not block_path:

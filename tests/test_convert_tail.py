@@ -64,6 +64,13 @@ def test_folded(block: Callable[[], nn.Module]) -> None:
     assert types(model) == kinds and list(identities(model)) == before
 
 
+def test_tails_can_be_folded_later() -> None:
+    model = nn.Sequential(Block(), Block())
+    assert not convert_se_modules(model).having("tail fused")
+    assert [e.action for e in convert_se_modules(model, fuse_residual=True)] == ["tail fused"] * 2
+    assert len(convert_se_modules(model, fuse_residual=True)) == 0
+
+
 @pytest.mark.parametrize("block", [Block, Functional])
 def test_branches_of_two_dtypes(block: Callable[[], nn.Module]) -> None:
     """Under autocast a block's input may be float32 while its branch is bfloat16."""
