@@ -164,39 +164,30 @@ def test_a_block_with_hooks_is_kept() -> None:
 @pytest.mark.parametrize(
     "library, name, fused, kept, reason",
     [
-        ("timm", "seresnet18", 8, 0, ""),
-        ("timm", "seresnet50", 16, 0, ""),
+        ("timm", "BasicBlock", 4, 0, ""),
+        ("timm", "Bottleneck", 4, 0, ""),
         ("timm", "legacy_seresnet18", 8, 0, ""),
-        ("timm", "legacy_seresnext26_32x4d", 8, 0, ""),
         ("torchvision", "regnet_y_400mf", 0, 16, "sits between SE and the add"),
         ("timm", "mobilenetv3_small_100", 0, 9, "sits between SE and the add"),
     ],
 )
 def test_models(library: str, name: str, fused: int, kept: int, reason: str) -> None:
-    timm = pytest.importorskip("timm")
-    if name == "seresnet18":
-        torch.manual_seed(0)
-        model: nn.Module = timm.models.resnet.ResNet(
-            timm.models.resnet.BasicBlock,
-            (2, 2, 2, 2),
-            num_classes=10,
-            block_args={"attn_layer": "se"},
-        )
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.0)
-        model.eval()
-    else:
-        from tests.test_convert_models import make
+    resnet = pytest.importorskip("timm.models.resnet")
+    from tests.test_convert_models import audible, make
 
+    torch.manual_seed(0)
+    if block := getattr(resnet, name, None):
+        se = {"attn_layer": "se"}
+        model = audible(resnet.ResNet(block, (1, 1, 1, 1), num_classes=10, block_args=se))
+    else:
         model = make(library, name)
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 48, 48)
     before, kinds, expected = list(identities(model)), types(model), results(model, x)
     report = convert_se_modules(model, fuse_residual=True)
     assert (len(report.having("tail fused")), len(report.having("tail kept"))) == (fused, kept)
     assert all(reason in entry.reason for entry in report.having("tail kept")), report
     assert list(identities(model)) == before
-    check_same(results(model, x), expected, 1e-3)
+    check_same(results(model, x), expected, 2e-2)
     revert_se_modules(model)
     assert types(model) == kinds
 
