@@ -7,9 +7,9 @@ import difflib
 from irse50 import IRSE50
 from problem import Problem
 from se_resnet import PlainSEResidual, SEBottleneck, SEResNet
-from torch import Tensor, nn
+from torch import nn
 
-from seblock_cuda import SEBlock, SEResidual, squeeze_excitation
+from seblock_cuda import SEBlock, SEResidual, convert_se_modules
 from seblock_cuda.reference import PlainSEBlock
 
 NAMES = ("small", "seresnet18", "seresnet50", "irse50")
@@ -59,54 +59,9 @@ def _timm(name: str, se: str, **arguments: int) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models())
         raise Problem(f"timm has no model {name}" + (f"; close: {', '.join(close)}" * bool(close)))
     model: nn.Module = timm.create_model(name, **arguments)
-    if se == "fused" and not fuse(model):
+    if se == "fused" and not convert_se_modules(model).converted:
         raise Problem(f"timm:{name} has no SE layer to fuse; --se plain trains it as it is")
     return model
-
-
-def fuse(model: nn.Module) -> int:
-    """Puts fused layers with the same Parameters in the place of SE layers; how many."""
-    try:
-        from seblock_cuda import convert_se_modules
-    except ImportError:
-        return _fuse_timm(model)
-    before = [type(module) for module in model.modules()]
-    convert_se_modules(model)
-    after = [type(module) for module in model.modules()]
-    return sum(old is not new for old, new in zip(before, after, strict=True))
-
-
-# ---- for as long as the package has no converter
-
-
-class FusedSEModule(nn.Module):
-    """timm's SEModule with ReLU and sigmoid."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = layer.fc1, layer.fc2
-        self.act, self.gate = nn.ReLU(), nn.Sigmoid()  # what the op does
-
-    def forward(self, x: Tensor) -> Tensor:
-        reduce, expand = self.fc1, self.fc2
-        return squeeze_excitation(x, reduce.weight, expand.weight, reduce.bias, expand.bias)
-
-
-def _fuse_timm(model: nn.Module) -> int:
-    from timm.layers import SEModule
-
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, SEModule)
-        and not child.add_maxpool
-        and [type(part).__name__ for part in (child.bn, child.act, child.gate)]
-        == ["Identity", "ReLU", "Sigmoid"]
-    ]
-    for parent, name, child in found:
-        setattr(parent, name, FusedSEModule(child))
-    return len(found)
 
 
 # ---- normalisation

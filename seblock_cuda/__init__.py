@@ -5,8 +5,30 @@
 """
 
 from seblock_cuda._ops import explain
-from seblock_cuda.functional import SEBlockFunction, squeeze_excitation
-from seblock_cuda.layers import SEBlock, SEResidual
+from seblock_cuda.convert import (
+    Conversion,
+    ConversionReport,
+    convert_se_modules,
+    revert_se_modules,
+)
+from seblock_cuda.functional import SEBlockFunction, squeeze_excitation, use_fused_se
+from seblock_cuda.gates import plot_gates, record_gates
+from seblock_cuda.layers import EffectiveSE, SEBlock, SEResidual, SqueezeExcitation
 
 __version__ = "0.1.0"
-__all__ = ["SEBlock", "SEBlockFunction", "SEResidual", "explain", "squeeze_excitation"]
+__all__ = [
+    "Conversion",
+    "ConversionReport",
+    "EffectiveSE",
+    "SEBlock",
+    "SEBlockFunction",
+    "SEResidual",
+    "SqueezeExcitation",
+    "convert_se_modules",
+    "explain",
+    "plot_gates",
+    "record_gates",
+    "revert_se_modules",
+    "squeeze_excitation",
+    "use_fused_se",
+]

@@ -127,7 +127,10 @@ def squeeze_excitation(
             plain = residual is None and residual_activation is None
             tail = _ops.TAIL_NONE if plain else _TAILS[residual_activation]
             if torch.is_grad_enabled():
-                return _apply(input, *parameters, residual, activation, gate, tail)
+                tensors: tuple[Tensor | None, ...] = (input, *parameters, residual)
+                if torch.compiler.is_compiling():
+                    tensors = _distinct(tensors)
+                return _apply(*tensors, activation, gate, tail)
             codes = (_ACTIVATIONS[activation], _GATES[gate], tail)
             y: Tensor = _ops.se_forward(input, *parameters, residual, *codes)[0]
             return y
@@ -145,11 +148,47 @@ def squeeze_excitation(
     )
 
 
+def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The same tensors, none of them twice: a repeated one as a view.
+
+    Of a tensor that a Function is given twice, torch.compile (2.11) keeps one gradient only.
+    """
+    distinct: list[Tensor | None] = []
+    for tensor in tensors:
+        repeated = tensor is not None and any(tensor is other for other in distinct)
+        distinct.append(tensor.view_as(tensor) if repeated and tensor is not None else tensor)
+    return tuple(distinct)
+
+
+class use_fused_se:
+    """Switches the kernels on or off: ``use_fused_se(False)`` runs every layer as plain PyTorch.
+
+    A switch, and a context manager that puts back what was before; of the process, not of a thread.
+    The modules and their parameters stay as they are. What torch.compile made before is made anew.
+    """
+
+    enabled = True
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._before = use_fused_se.enabled
+        use_fused_se.enabled = bool(enabled)
+
+    def __enter__(self) -> use_fused_se:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        use_fused_se.enabled = self._before
+
+
 def _kernels_serve(x: Tensor) -> bool:
-    """Whether the op takes x: its device has kernels, and no transform of torch.func is on."""
+    """Whether the op takes x: there are kernels, switched on, and no transform of torch.func is."""
+    if not use_fused_se.enabled:
+        return False
     on_device = x.is_cpu or (x.is_cuda and _ops.built_with_cuda())
     if torch.compiler.is_compiling():
-        return on_device
+        return on_device and not torch.onnx.is_in_onnx_export()
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        return False  # ONNX has no such op: the exporter gets the formulas
     if not on_device:
         _warn_about_device(x.device.type)
         return False

@@ -50,8 +50,8 @@ ACTIVATIONS: dict[str, tuple[Pointwise, Pointwise]] = {
 # name -> (function, derivative as a function of its result).
 GATES: dict[str, tuple[Pointwise, Pointwise]] = {
     "sigmoid": (torch.sigmoid, lambda gate: gate * (1 - gate)),
-    "hardsigmoid": (
-        F.hardsigmoid,
+    "hardsigmoid": (  # F.hardsigmoid to the bit, but with second derivatives
+        lambda z: F.relu6(z + 3) / 6,
         lambda gate: torch.where((gate > 0) & (gate < 1), torch.full_like(gate, 1 / 6), 0.0),
     ),
     "relu": (F.relu, lambda gate: torch.where(gate <= 0, 0.0, torch.ones_like(gate))),
@@ -150,6 +150,23 @@ def forward(
         if residual is not None:
             y = RESIDUAL_ACTIVATIONS[residual_activation](y + residual)
         return y.to(x.dtype)
+
+
+def gate_values(
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+) -> Tensor:
+    """The gate of :func:`forward`, ``[N, C]``, in the dtype of the sums."""
+    acc = accumulation_dtype(x.dtype)
+    with _as_written(x):
+        return _excite(
+            x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
+        ).gate
 
 
 def backward(
