@@ -181,13 +181,14 @@ def test_models(library: str, name: str, fused: int, kept: int, reason: str) -> 
         model = audible(resnet.ResNet(block, (1, 1, 1, 1), num_classes=10, block_args=se))
     else:
         model = make(library, name)
-    x = torch.randn(2, 3, 48, 48)
+    model.double()
+    x = torch.randn(2, 3, 48, 48, dtype=torch.float64)
     before, kinds, expected = list(identities(model)), types(model), results(model, x)
     report = convert_se_modules(model, fuse_residual=True)
     assert (len(report.having("tail fused")), len(report.having("tail kept"))) == (fused, kept)
     assert all(reason in entry.reason for entry in report.having("tail kept")), report
     assert list(identities(model)) == before
-    check_same(results(model, x), expected, 2e-2)
+    check_same(results(model, x), expected, 1e-5)
     revert_se_modules(model)
     assert types(model) == kinds
 
@@ -202,9 +203,10 @@ def test_torchvision_with_a_plain_tail() -> None:
             self.bn2 = nn.Sequential(self.bn2, PlainSEBlock(self.conv2.out_channels, 1 / 16))
 
     torch.manual_seed(0)
-    model = torchvision.models.resnet.ResNet(SEBasicBlock, [1, 1, 1, 1], num_classes=10).eval()
-    x = torch.randn(2, 3, 32, 32)
+    model = torchvision.models.resnet.ResNet(SEBasicBlock, [1, 1, 1, 1], num_classes=10)
+    model.double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     expected = results(model, x)
     report = convert_se_modules(model, fuse_residual=True)
     assert len(report.having("tail fused")) == 4, report
-    check_same(results(model, x), expected, 1e-3)
+    check_same(results(model, x), expected, 1e-5)
