@@ -1,59 +1,21 @@
-"""What SE learnt: the gates of every SE layer, recorded while a network runs."""
+"""What SE learnt: the gates of every SE layer, per class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-# the names of the two projections: this package's and timm's
-_PROJECTIONS = (("reduce", "expand"), ("fc1", "fc2"), ("conv_reduce", "conv_expand"))
+from seblock_cuda import record_gates
 
 
 def se_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every SE layer, by its name in the model."""
-    return {name: layer for name, layer in model.named_modules() if _projections(layer)}
-
-
-def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    for reduce, expand in _PROJECTIONS:
-        known = reduce == "reduce" or hasattr(layer, "gate")  # an Mlp has fc1 and fc2, too
-        if known and isinstance(getattr(layer, reduce, None), nn.Conv2d):
-            return getattr(layer, reduce), getattr(layer, expand)
-    return None
-
-
-@contextmanager
-def record_gates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yields a dict that holds, after each forward, the gates [N, C] of every SE layer.
-
-    They are computed from the layer's input once more, in plain PyTorch.
-    """
-    gates: dict[str, Tensor] = {}
-
-    def record(name: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
-        def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-            reduce, expand = _projections(layer)  # type: ignore[misc]
-            activation = getattr(layer, "act", None) or getattr(layer, "act1", None) or F.relu
-            gate = getattr(layer, "gate", None) or torch.sigmoid
-            pooled = inputs[0].mean(dim=(2, 3), keepdim=True)
-            gates[name] = gate(expand(activation(reduce(pooled)))).detach().float().flatten(1)
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(record(name)) for name, layer in se_layers(model).items()
-    ]
-    try:
-        yield gates
-    finally:
-        for handle in handles:
-            handle.remove()
+    """Every SE layer, fused or not, by its name in the model."""
+    with record_gates(model) as gates:
+        return {name: model.get_submodule(name) for name in gates}
 
 
 @torch.no_grad()
@@ -82,7 +44,8 @@ def class_gates(
             known = labels < classes
             labels = labels[known]
             counts += torch.bincount(labels.cpu(), minlength=classes)
-            for name, gate in gates.items():
+            for name, forwards in gates.items():
+                gate = forwards.pop()
                 before = sums.get(name, gate.new_zeros(classes, gate.shape[1]))
                 sums[name] = before.index_add(0, labels, gate[known])
     counts = total(counts)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from seblock_cuda import reference
 from seblock_cuda.convert import recipe_of
-from seblock_cuda.convert_recipe import FusedSE, Refused
+from seblock_cuda.convert_recipe import FusedSE, Recipe, Refused
 from seblock_cuda.layers import SELayer
 
 Gates = dict[str, list[Tensor]]
+
+PLAIN = Recipe(("reduce",), ("expand",), "relu", "sigmoid", ranks=(3, 4, 5))
 
 
 @contextmanager
@@ -49,6 +51,9 @@ def _layers(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module, 
     """Path, module, and the layer that says how its gate is computed."""
     if isinstance(model, SELayer):
         yield path, model, model
+        return
+    if isinstance(model, reference.PlainSEBlock):  # what a subclass does with the gate is its own
+        yield path, model, FusedSE(model, PLAIN)
         return
     try:
         recipe = recipe_of(model)

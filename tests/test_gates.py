@@ -17,6 +17,7 @@ from seblock_cuda import (
     plot_gates,
     record_gates,
 )
+from seblock_cuda.reference import PlainSEBlock
 
 
 def test_every_layer_and_forward() -> None:
@@ -43,6 +44,18 @@ def test_seresidual_under_its_path() -> None:
     with record_gates(nn.ModuleDict({"tail": block})) as gates:
         block(torch.randn(2, 8, 3, 3), torch.randn(2, 8, 3, 3))
     assert gates["tail"][0].shape == (2, 8)
+
+
+def test_a_subclass_of_the_plain_block() -> None:
+    class Tail(PlainSEBlock):
+        def forward(self, inputs: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(inputs) + shortcut
+
+    torch.manual_seed(0)
+    x, block = torch.randn(2, 8, 3, 3), Tail(8, 1 / 2)
+    with record_gates(nn.ModuleDict({"tail": block})) as gates:
+        y = block(x, torch.zeros_like(x))
+    assert torch.allclose(x * gates["tail"][0][:, :, None, None], y, atol=1e-6)
 
 
 def test_same_gates_before_and_after_the_conversion() -> None:
