@@ -1,10 +1,10 @@
-"""What this GPU can do, and what the rivals launch on it: the figures that all others rest on.
+"""What this device can do, and what the rivals launch on it: the figures that all others rest on.
 
     python -m benchmarks.truth --results out/results
 
 Copy bandwidth by size, the bandwidth of reads that hit L2, and the kernels of plain PyTorch and
 torch.compile for one layer, in both layouts and directions, with their times. Writes `truth.json`
-and `truth.md`. On a CPU: the copies only.
+and `truth.md`. On a CPU: the copies, and what memory costs that the allocator has fresh.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.workloads import load
 
 COPY_MB = (8, 32, 128, 512, 2048)
 L2_MB = (10, 20, 40)
+CPU_MB = (16, 32, 64)
 ROW = "seresnet50/1"
 SECONDS = 0.3
 
@@ -47,6 +48,32 @@ def copy_speeds(device: torch.device, sizes_mb: Sequence[int]) -> list[dict[str,
         ms = median_ms(lambda: target.copy_(source), device)  # noqa: B023
         speeds.append({"MB": size, "ms": ms, "GB/s": 2 * size / ms})
     return speeds
+
+
+def memory_costs(sizes_mb: Sequence[int]) -> list[dict[str, object]]:
+    """What a layer on the CPU cannot do without: reads and writes, in copies of the same tensor.
+
+    `new` memory is what the allocator returns for each call, with its page faults. A layer that
+    returns a new tensor takes at least about `copy to new`.
+    """
+    costs: list[dict[str, object]] = []
+    for size in sizes_mb:
+        source = torch.randn(size * 250_000)
+        target = torch.empty_like(source)
+        calls: dict[str, Callable[[], object]] = {
+            "copy": lambda: target.copy_(source),  # noqa: B023
+            "read": lambda: source.sum(),  # noqa: B023
+            "write": lambda: target.fill_(1),  # noqa: B023
+            "write to new": lambda: torch.empty_like(source).fill_(1),  # noqa: B023
+            "copy to new": lambda: source.clone(),  # noqa: B023
+        }
+        timings = timing.time_cpu(calls, threads=torch.get_num_threads(), seconds=SECONDS)
+        copy = timings["copy"].median_ms
+        costs += [
+            {"MB": size, "what": name, "ms": each.median_ms, "copies": each.median_ms / copy}
+            for name, each in timings.items()
+        ]
+    return costs
 
 
 def l2_speeds(sizes_mb: Sequence[int]) -> list[dict[str, float]]:
@@ -109,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cuda":
         found["read that hits L2"] = l2_speeds(L2_MB)
         found["launches"] = kernel_lists(("plain", "compile", "fused"))
+    else:
+        found["memory"] = memory_costs(sizes if options.quick else CPU_MB)
     (options.results / "truth.json").write_text(json.dumps(found, indent=1) + "\n")
     sections = []
     for title, rows in found.items():
