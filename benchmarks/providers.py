@@ -84,6 +84,9 @@ PROVIDERS: dict[str, Provider] = {
     "compile": compiled,
     "compile_graph": compiled,
 }
+# A backward that is timed alone runs many times after one forward: what that has saved must stay.
+torch._functorch.config.donated_buffer = False
+
 ON_CUDA_ONLY = ("compile_graph",)
 
 
