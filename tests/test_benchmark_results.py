@@ -103,6 +103,8 @@ def test_what_se_costs() -> None:
     ]
     (step,) = steps(rows)
     assert step.share("plain") == pytest.approx(4 / 14) and step.cost_ratio == pytest.approx(1 / 4)
+    (noisy,) = steps([replace(STEP, p20_ms=8.0, p80_ms=12.5), *rows[1:]])
+    assert math.isnan(noisy.cost_ratio)
     (partial,) = steps(rows[:1])
     assert math.isnan(partial.cost_ratio)
 
