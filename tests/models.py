@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seblock_cuda.reference import PlainSEBlock
 from tests import cases
+
+C, R = 12, 3
 
 
 class SELayer(nn.Module):
@@ -83,3 +86,27 @@ def identities(model: nn.Module) -> Iterator[tuple[str, int]]:
 
 def types(model: nn.Module) -> list[tuple[str, type]]:
     return [(name, type(module)) for name, module in model.named_modules()]
+
+
+class Convolutions(nn.Module):
+    """Two 1x1 convolutions, declared in the wrong order, under names that say nothing."""
+
+    kind: type[nn.Module] = nn.Conv2d
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = self.kind(R, C, 1)
+        self.first = self.kind(C, R, 1)
+
+    def gate(self, x: Tensor) -> Tensor:
+        pooled = x.mean(dim=(2, 3), keepdim=True)
+        return torch.sigmoid(self.second(F.silu(self.first(pooled))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x) * x
+
+
+class MaxPool(SELayer):
+    def gate(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        return self.fc(x.mean((2, 3)) + x.amax((2, 3))).view(b, c, 1, 1)
