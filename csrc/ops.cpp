@@ -14,7 +14,6 @@
 
 #include "arguments.h"
 #include "cpu/cpu.h"
-#include "cpu/result_memory.h"
 #include "plan.h"
 #include "se_types.h"
 #include "tensors.h"
@@ -24,19 +23,14 @@
 #include "plan_options.h"
 #endif
 
-// Weak: only a CUDA build of torch has the first, only torch 2.11 and newer the second.
+// Weak: only a CUDA build of torch has it.
 extern "C" __attribute__((weak)) AOTITorchError
 aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
-    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* out, int32_t layout,
-    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
-    void (*deleter)(void* data, void* context), void* context);
 
 namespace seblock {
 namespace {
 
-// ---- back ends: how each device allocates results and workspace, and runs ----
+// ---- back ends: how each device allocates its workspace and runs ----
 
 struct CpuBackend {
   static void parallel_for(int64_t begin, int64_t end, int64_t grain, cpu::ThreadPool::Body body,
@@ -45,20 +39,6 @@ struct CpuBackend {
   }
   static cpu::ThreadPool pool() {
     return {static_cast<int>(torch::stable::get_num_threads()), parallel_for};
-  }
-
-  // A tensor like x for a result.
-  static Tensor result_like(const Tensor& x, DType dtype) {
-    void* memory = torch_from_blob ? cpu::take_result_memory(x.numel() * bytes_of(dtype)) : nullptr;
-    if (!memory) return empty_like(x, dtype);
-    AtenTensorHandle handle = nullptr;
-    const AOTITorchError failed = torch_from_blob(
-        memory, x.dim(), x.sizes().data(), x.strides().data(), 0, torch_dtype_of(dtype),
-        aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
-        [](void* data, void*) { cpu::give_back_result_memory(data); }, nullptr);
-    if (failed) cpu::give_back_result_memory(memory);
-    TORCH_ERROR_CODE_CHECK(failed);
-    return Tensor(handle);
   }
 
   static void run(ForwardParams& params, const Tensor& x) {
@@ -78,7 +58,6 @@ struct CpuBackend {
 
 #ifdef SEBLOCK_WITH_CUDA
 struct CudaBackend {
-  static Tensor result_like(const Tensor& x, DType dtype) { return empty_like(x, dtype); }
   static bool aligned(std::initializer_list<const void*> tensors) {
     for (const void* tensor : tensors) {
       if (reinterpret_cast<uintptr_t>(tensor) % kAccessBytes != 0) return false;
@@ -141,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_forward(
   const Tensor x = in_layout(layout, input);
   OptionalTensor residual;
   if (shortcut) residual = in_layout(layout, *shortcut);
-  Tensor y = Backend::result_like(x, dtype);
+  Tensor y = empty_like(x, dtype);
   Tensor mask = empty_bytes(mask_bytes(problem), x);
   Tensor pooled = empty_matrix(shape.n, shape.c, acc, x);
   Tensor z1 = empty_matrix(shape.n, shape.r, acc, x);
@@ -182,8 +161,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(
   const Tensor x = in_layout(layout, input);
   const Tensor dy = in_layout(layout, output_gradient);
   const bool masked = problem.tail == Tail::add_relu;  // else the residual's gradient is dy itself
-  Tensor dx = Backend::result_like(x, dtype);
-  Tensor dresidual = masked ? Backend::result_like(x, dtype) : empty_vector(0, dtype, x);
+  Tensor dx = empty_like(x, dtype);
+  Tensor dresidual = masked ? empty_like(x, dtype) : empty_vector(0, dtype, x);
   Tensor dreduce = parameters.empty_like_reduce();
   Tensor dexpand = parameters.empty_like_expand();
   Tensor dreduce_bias = empty_vector(shape.r, weight_dtype, x);

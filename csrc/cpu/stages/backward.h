@@ -91,13 +91,10 @@ struct Backward {
     through_gate(n, n_end);
     through_expand(0, shape.r, n, n_end);
     through_reduce(0, shape.c, n, n_end);
-    const int64_t ahead = (n_end - n) * shape.c * shape.s;
-    const bool fetching = worth_fetching(shape);
-    const auto next = [&](int64_t i) SEBLOCK_LAMBDA {
-      if (!fetching) return;
-      fetch(unmasked_dy, i + ahead);
-      fetch(squeeze.source.x, i + ahead);
-    };
+    Fetch<scalar_t> next;
+    if (worth_fetching(shape)) {
+      next = {unmasked_dy, squeeze.source.x, (n_end - n) * shape.c * shape.s};
+    }
     for (int64_t m = n_end; m-- > n;) scale.sample(m, next);
   }
 

@@ -65,11 +65,8 @@ struct Forward {
     divide(pooled + n * shape.c, (n_end - n) * shape.c, acc_t(shape.s));
     reduce_rows(0, shape.r, n, n_end);
     expand_rows(0, shape.c, n, n_end);
-    const int64_t ahead = (n_end - n) * shape.c * shape.s;
-    const bool fetching = worth_fetching(shape);
-    const auto next = [&](int64_t i) SEBLOCK_LAMBDA {
-      if (fetching) fetch(squeeze.source.x, i + ahead);
-    };
+    Fetch<scalar_t> next;
+    if (worth_fetching(shape)) next = {squeeze.source.x, nullptr, (n_end - n) * shape.c * shape.s};
     for (int64_t m = n_end; m-- > n;) scale.sample(m, next);
   }
 

@@ -16,31 +16,28 @@ struct MaskStep {
   static constexpr int64_t kBytes = kElements / kPerByte;
 };
 
-// Bits for elements [begin, end), of which `y` are the values as stored. Bytes that the range
-// shares with a neighbour must be 0 before, and may be written by several threads.
-template <typename acc_t, typename scalar_t>
-void write_mask(const scalar_t* y, int64_t begin, int64_t end, uint8_t* mask) {
-  using Step = MaskStep<scalar_t, acc_t>;
+// Bits for the `count` elements from i on, the first lanes of `value` before they are rounded for
+// storage. The mask is 0 before; a byte may be shared with another thread.
+template <typename scalar_t, typename acc_t>
+SEBLOCK_INLINE void write_mask(Vec<acc_t> value, int64_t i, int64_t count, uint8_t* mask) {
   constexpr int64_t K = kLanes<acc_t>;
-  const auto one = [&](int64_t i) {
-    const unsigned passes = !(load_one<acc_t>(y + i - begin) <= 0);
-    const uint8_t bit = uint8_t(passes << (i % Step::kPerByte));
-    __atomic_fetch_or(mask + i / Step::kPerByte, bit, __ATOMIC_RELAXED);
-  };
-  int64_t i = begin;
-  for (; i < end && i % Step::kPerByte != 0; ++i) one(i);
-  for (; i + Step::kElements <= end; i += Step::kElements) {
-    unsigned bits = 0;
-    for (int64_t k = 0; k < Step::kElements; k += K) {
-      const Vec<acc_t> value = load<acc_t>(y + i - begin + k);
-      bits |= lane_bits<acc_t>(~(value.raw <= 0)) << k;
-    }
-    for (int64_t b = 0; b < Step::kBytes; ++b) {
-      constexpr unsigned byte = (1u << Step::kPerByte) - 1;
-      mask[i / Step::kPerByte + b] = uint8_t(bits >> (b * Step::kPerByte) & byte);
-    }
+  constexpr int64_t kPerByte = MaskStep<scalar_t, acc_t>::kPerByte;
+  scalar_t elements[K];
+  store(elements, value);
+  const Vec<acc_t> y = load<acc_t>(elements);
+  const unsigned bits = lane_bits<acc_t>(~(y.raw <= 0)) & ((1u << count) - 1);
+  uint8_t* const first = mask + i / kPerByte;
+  const int64_t shift = i % kPerByte;
+  if (K % kPerByte == 0 && count == K && shift == 0) {
+    for (int64_t b = 0; b < K / kPerByte; ++b)
+      first[b] = uint8_t(bits >> (b * kPerByte) & ((1u << kPerByte) - 1));
+    return;
   }
-  for (; i < end; ++i) one(i);
+  for (int64_t b = 0; b * kPerByte < shift + count; ++b) {
+    const uint8_t byte =
+        uint8_t((uint64_t(bits) << shift) >> (b * kPerByte) & ((1u << kPerByte) - 1));
+    __atomic_fetch_or(first + b, byte, __ATOMIC_RELAXED);
+  }
 }
 
 // masked = dy where the mask has a bit, else 0, for elements [begin, end).

@@ -1,155 +1,106 @@
-// Scale: the second walk over space. The forward writes y = x * gate, or with a residual
-// y = tail(x * gate + residual); the backward dx = dy * gate + shift, with shift = dpooled / S.
+// Scale: the second walk over space.
 //
 // A sample is walked in blocks from its end to its beginning: what the squeeze read last is still
-// in cache. Large results are streamed past the cache: each block is made in a buffer, whatever the
-// alignment of its planes or rows, and leaves it in whole cache lines.
+// in cache. Within a block, addresses ascend, as the prefetchers like it, register by register,
+// each aligned in the result: planes (nchw) and rows of channels (nhwc) begin anywhere, and a
+// register on the border of two takes the factors of both. So large results can be streamed past
+// the cache straight from the registers.
 #pragma once
 
 #include "../vec/memory.h"
 #include "../vec/stream.h"
 #include "relu_mask.h"
+#include "scale_op.h"
 #include "threads.h"
 
 namespace seblock::cpu {
 namespace {
 
-// C values, written `times` times one after the other.
-template <typename acc_t>
-const acc_t* repeat(const acc_t* values, int64_t c, int64_t times, acc_t* room) {
-  for (int64_t i = 0; i < c; ++i) room[i] = values[i];
-  for (int64_t i = c; i < c * times; ++i) room[i] = room[i - c];
-  return room;
-}
-
-// What is made of the elements at one place; a Factor holds what depends on the channel alone, for
-// one channel in all lanes or for a lane each. `get` reads a tensor at the place in question.
-template <typename scalar_type, typename acc_type>
-struct TimesGate {
-  using scalar_t = scalar_type;
-  using acc_t = acc_type;
-  using Factor = Vec<acc_t>;
-  static constexpr int64_t kFactors = 1;
-  const scalar_t* x;  // [N, C, S] or [N, S, C]
-  const acc_t* gate;  // [N, C]
-
-  TimesGate repeated(int64_t i, int64_t c, int64_t times, acc_t* room) const {
-    TimesGate out = *this;
-    out.gate = repeat(gate + i, c, times, room);
-    return out;
-  }
-  SEBLOCK_INLINE Factor one(int64_t i) const { return Factor::all(gate[i]); }
-  SEBLOCK_INLINE Factor lanes(int64_t i) const { return load<acc_t>(gate + i); }
-  SEBLOCK_INLINE Factor front(int64_t i, int64_t count) const {
-    return load_front<acc_t>(gate + i, count, count);
-  }
-  template <typename Get>
-  SEBLOCK_INLINE Vec<acc_t> value(const Get& get, Factor factor) const {
-    return get(x) * factor;
-  }
-};
-
-// y = x * gate + residual, through a ReLU or not.
-template <typename scalar_type, typename acc_type, bool kRelu>
-struct TimesGatePlusResidual : TimesGate<scalar_type, acc_type> {
-  using Base = TimesGate<scalar_type, acc_type>;
-  using typename Base::acc_t;
-  const scalar_type* residual;  // like x
-
-  TimesGatePlusResidual repeated(int64_t i, int64_t c, int64_t times, acc_t* room) const {
-    return {Base::repeated(i, c, times, room), residual};
-  }
-  template <typename Get>
-  SEBLOCK_INLINE Vec<acc_t> value(const Get& get, typename Base::Factor factor) const {
-    const Vec<acc_t> sum = Base::value(get, factor) + get(residual);
-    return kRelu ? relu(sum) : sum;
-  }
-};
-
-template <typename scalar_type, typename acc_type>
-struct TimesGatePlusShift {
-  using scalar_t = scalar_type;
-  using acc_t = acc_type;
-  struct Factor {
-    Vec<acc_t> gate, shift;
-  };
-  static constexpr int64_t kFactors = 2;
-  const scalar_t* dy;  // like x
-  const acc_t* gate;   // [N, C]
-  const acc_t* shift;  // [N, C]
-
-  TimesGatePlusShift repeated(int64_t i, int64_t c, int64_t times, acc_t* room) const {
-    return {dy, repeat(gate + i, c, times, room), repeat(shift + i, c, times, room + c * times)};
-  }
-  SEBLOCK_INLINE Factor one(int64_t i) const {
-    return {Vec<acc_t>::all(gate[i]), Vec<acc_t>::all(shift[i])};
-  }
-  SEBLOCK_INLINE Factor lanes(int64_t i) const {
-    return {load<acc_t>(gate + i), load<acc_t>(shift + i)};
-  }
-  SEBLOCK_INLINE Factor front(int64_t i, int64_t count) const {
-    return {load_front<acc_t>(gate + i, count, count), load_front<acc_t>(shift + i, count, count)};
-  }
-  template <typename Get>
-  SEBLOCK_INLINE Vec<acc_t> value(const Get& get, Factor factor) const {
-    return get(dy) * factor.gate + factor.shift;
-  }
-};
-
-// Factors along a plane: one channel's. And along a row: channels i, i + 1, ...
+// Where a walk is: in a plane, whose elements share one factor, ...
 template <typename Op>
-struct AlongPlane {
-  typename Op::Factor factor;
-
-  SEBLOCK_INLINE typename Op::Factor at(int64_t) const { return factor; }
-  SEBLOCK_INLINE typename Op::Factor front(int64_t) const { return factor; }
-};
-
-template <typename Op>
-struct AlongRow {
+struct Planes {
+  using Factor = typename Op::Factor;
+  static constexpr int64_t K = kLanes<typename Op::acc_t>;
   const Op& op;
-  int64_t i;
+  int64_t size;   // elements of a plane
+  int64_t plane;  // index of its factor
+  int64_t left;   // elements of it still ahead
+  Factor factor;
 
-  SEBLOCK_INLINE typename Op::Factor at(int64_t k) const { return op.lanes(i + k); }
-  SEBLOCK_INLINE typename Op::Factor front(int64_t count) const { return op.front(i, count); }
-};
+  // `offset`: elements from the start of the plane.
+  Planes(const Op& op, int64_t size, int64_t plane, int64_t offset)
+      : op(op), size(size), plane(plane), left(size - offset), factor(op.one(plane)) {}
 
-// Elements that may be read and written on either side of a piece: what lands there is overwritten
-// later, or is beside the buffer.
-struct Slack {
-  int64_t before, after;
-};
-
-// `count` elements of one plane or row, from index i of the whole tensor on. The last register may
-// overlap the one before: it writes the same values again. A piece shorter than a register reaches
-// into the slack.
-template <typename Op, typename Along>
-SEBLOCK_INLINE void scale_piece(const Op& op, const Along& along, int64_t i,
-                                typename Op::scalar_t* to, int64_t count, Slack slack) {
-  using scalar_t = typename Op::scalar_t;
-  using acc_t = typename Op::acc_t;
-  constexpr int64_t K = kLanes<acc_t>;
-  const auto whole = [&](int64_t k) SEBLOCK_LAMBDA {
-    const auto get = [&](const scalar_t* from) SEBLOCK_LAMBDA { return load<acc_t>(from + i + k); };
-    store(to + k, op.value(get, along.at(k)));
-  };
-  for (int64_t k = 0; k + K <= count; k += K) whole(k);
-  if (count % K == 0) return;
-  if (slack.before + count >= K) {
-    whole(count - K);
-  } else if (slack.after + count >= K) {
-    whole(0);
-  } else {
-    const auto get = [&](const scalar_t* from)
-                         SEBLOCK_LAMBDA { return load_front<acc_t>(from + i, count, count); };
-    store_front(to, op.value(get, along.front(count)), count);
+  // Factors of the register that begins k elements further on in this plane, all of it inside.
+  SEBLOCK_INLINE Factor at(int64_t) const { return factor; }
+  // Factors of the `count` elements from here on, whatever planes they are of.
+  Factor across(int64_t count) const {
+    if (count <= left) return factor;
+    if (count <= left + size) return Op::join(left, factor, op.one(plane + 1));
+    Index<typename Op::acc_t> index;
+    int64_t at = plane, end = left;
+    for (int64_t j = 0; j < K; ++j) {
+      for (; j >= end && j < count; end += size) ++at;
+      index[j] = at;
+    }
+    return op.any(index);
   }
-}
+  SEBLOCK_INLINE void advance(int64_t count) {
+    left -= count;
+    if (left > 0) return;
+    for (; left <= 0; left += size) ++plane;
+  }
+  SEBLOCK_INLINE void reach() { factor = op.one(plane); }
+};
+
+// ... or in a row of channels, a factor each; several rows of few channels count as one.
+template <typename Op>
+struct Rows {
+  using Factor = typename Op::Factor;
+  static constexpr int64_t K = kLanes<typename Op::acc_t>;
+  const Op& op;
+  int64_t size;   // elements of a row
+  int64_t first;  // index of its first factor
+  int64_t left;   // elements of it still ahead
+
+  Rows(const Op& op, int64_t size, int64_t first, int64_t offset)
+      : op(op), size(size), first(first), left(size - offset % size) {}
+
+  SEBLOCK_INLINE Factor at(int64_t k) const { return op.lanes(first + size - left + k); }
+  Factor across(int64_t count) const {
+    Index<typename Op::acc_t> index;
+    int64_t at = size - left - 1;
+    for (int64_t j = 0; j < K; ++j) {
+      if (j < count && ++at == size) at = 0;
+      index[j] = first + at;
+    }
+    return op.any(index);
+  }
+  SEBLOCK_INLINE void advance(int64_t count) {
+    left -= count;
+    while (left <= 0) left += size;
+  }
+  SEBLOCK_INLINE void reach() {}
+};
 
 inline bool worth_streaming(const Problem& problem) {
   const Shape& shape = problem.shape;
   return kCanStream && shape.n * shape.c * shape.s * bytes_of(problem.dtype) >= kStreamBytes;
 }
+
+// While a result is streamed, memory is written and not read: once for each line of it, what the
+// next stage reads is fetched, in one tensor or two.
+template <typename scalar_t>
+struct Fetch {
+  const scalar_t* first = nullptr;  // null: nothing is fetched
+  const scalar_t* second = nullptr;
+  int64_t ahead = 0;  // elements
+
+  SEBLOCK_INLINE void at(int64_t i) const {
+    if (first) fetch(first, i + ahead);
+    if (second) fetch(second, i + ahead);
+  }
+};
 
 template <typename Op>
 struct Scale {
@@ -162,12 +113,10 @@ struct Scale {
   uint8_t* mask;  // of a ReLU, or null; zeros where two samples share a byte
   bool streamed;
 
-  // One sample, on this thread. While a result is streamed, memory is written and not read:
-  // `meanwhile(i)`, once for each line of it, is for fetching what the next stage reads.
-  template <typename Meanwhile>
-  void sample(int64_t n, const Meanwhile& meanwhile) const {
+  // One sample, on this thread.
+  void sample(int64_t n, const Fetch<scalar_t>& next) const {
     const int64_t size = shape.c * shape.s;
-    backwards(n, n * size, (n + 1) * size, meanwhile);
+    backwards(n, n * size, (n + 1) * size, next);
   }
 
   // All samples, on all threads.
@@ -177,100 +126,122 @@ struct Scale {
       while (first < last) {  // one sample at a time, the last one first
         const int64_t n = (last - 1) / size;
         const int64_t begin = at_least(n * size, first);
-        backwards(n, begin, last, [](int64_t) {});
+        backwards(n, begin, last, {});
         last = begin;
       }
     });
   }
 
  private:
-  // Blocks go backwards, so as to meet what the squeeze left in cache; inside, addresses ascend, as
-  // the prefetchers like it. The buffer is short, so that the loads of the next piece overlap with
-  // the streaming of this one (2 KB against 8 KB: 25% less time).
+  static constexpr int64_t K = kLanes<acc_t>;
   static constexpr int64_t kBlock = 65536 / int64_t(sizeof(scalar_t));
-  static constexpr int64_t kBuffer = 2048 / int64_t(sizeof(scalar_t));
   static constexpr int64_t kLine = kCacheLine / int64_t(sizeof(scalar_t));
   static constexpr int64_t kRepeated = 512;  // factors
 
-  // What shares one factor (a plane), or one run of factors (a row, or several rows of few
-  // channels).
-  struct Lines {
-    Op op;
-    int64_t size;   // elements of a line
-    int64_t start;  // of the sample, in elements of the whole tensor
-    int64_t first;  // factor of the sample
-  };
-
   // Elements [begin, end) of the whole tensor, all of sample n.
-  template <typename Meanwhile>
-  void backwards(int64_t n, int64_t begin, int64_t end, const Meanwhile& meanwhile) const {
-    acc_t room[Op::kFactors * kRepeated];
-    Lines lines{op, layout == Layout::nchw ? shape.s : shape.c, n * shape.c * shape.s, n * shape.c};
-    const int64_t times = at_most(kRepeated / shape.c, shape.s / 8);
-    if (layout == Layout::nhwc && times > 1) {
-      lines.op = op.repeated(lines.first, shape.c, times, room);
-      lines.size = shape.c * times;
-      lines.first = 0;
+  void backwards(int64_t n, int64_t begin, int64_t end, const Fetch<scalar_t>& next) const {
+    const int64_t start = n * shape.c * shape.s;
+    const int64_t factors = n * shape.c;
+    if (layout == Layout::nchw) {
+      return blocks(begin, end, next, [&](int64_t i) SEBLOCK_LAMBDA {
+        const int64_t plane = (i - start) / shape.s;
+        return Planes<Op>(op, shape.s, factors + plane, i - start - plane * shape.s);
+      });
     }
+    const int64_t times = repetitions();
+    acc_t room[Op::kFactors * kRepeated];
+    const Op repeated = times > 1 ? op.repeated(factors, shape.c, times, room) : op;
+    blocks(begin, end, next, [&](int64_t i) SEBLOCK_LAMBDA {
+      return Rows<Op>(repeated, shape.c * times, times > 1 ? 0 : factors, i - start);
+    });
+  }
+
+  // How many rows of few channels are walked as one, if possible so many that registers fill it.
+  int64_t repetitions() const {
+    const int64_t most = at_most(kRepeated / shape.c, shape.s / 8);
+    for (int64_t step = 1; step <= K; step *= 2) {
+      if (step * shape.c % K == 0 && most >= step) return most / step * step;
+    }
+    return at_least(most, 1);
+  }
+
+  // lines_at(i): the walk's place at element i.
+  template <typename LinesAt>
+  SEBLOCK_INLINE void blocks(int64_t begin, int64_t end, const Fetch<scalar_t>& next,
+                             const LinesAt& lines_at) const {
     while (begin < end) {
+      // Blocks begin where registers do.
       const int64_t first = at_least(end - kBlock, begin);
+      const int64_t aligned = at_most(first + to_boundary(first), end);
+      const int64_t from = first == begin ? begin : aligned;
       if (streamed) {
-        stream(lines, first, end, meanwhile);
+        walk<true>(from, end, lines_at(from), next);
       } else {
-        pieces(lines, first, end, out + first, 0);
-        if (mask) write_mask<acc_t>(out + first, first, end, mask);
+        walk<false>(from, end, lines_at(from), next);
       }
-      end = first;
+      end = from;
     }
     if (streamed) stream_fence();
   }
 
-  // Elements [begin, end) by way of the buffer, which after the first piece begins where a cache
-  // line of `out` does.
-  template <typename Meanwhile>
-  void stream(const Lines& lines, int64_t begin, int64_t end, const Meanwhile& meanwhile) const {
-    alignas(kCacheLine) scalar_t room[kLine + kBuffer + kLine];
-    scalar_t* const buffer = room + kLine;
-    const int64_t phase = int64_t(reinterpret_cast<uintptr_t>(out) / sizeof(scalar_t)) % kLine;
-    while (begin < end) {
-      const int64_t offset = (begin + phase) % kLine;
-      const int64_t last = at_most(offset ? begin + kLine - offset : begin + kBuffer, end);
-      pieces(lines, begin, last, buffer, kLine);
-      if (mask) write_mask<acc_t>(buffer, begin, last, mask);
-      const int64_t bytes = (last - begin) * int64_t(sizeof(scalar_t));
-      if (offset) {
-        __builtin_memcpy(out + begin, buffer, bytes);
-      } else {
-        stream_copy(out + begin, buffer, bytes, [&](int64_t offset) SEBLOCK_LAMBDA {
-          meanwhile(begin + offset / int64_t(sizeof(scalar_t)));
-        });
+  // Elements from i on to the next one at which a register may be stored aligned.
+  int64_t to_boundary(int64_t i) const {
+    const auto address = reinterpret_cast<uintptr_t>(out + i);
+    return -int64_t(address / sizeof(scalar_t)) & (K - 1);
+  }
+
+  template <bool kStream, typename Lines>
+  void walk(int64_t i, int64_t end, Lines lines, Fetch<scalar_t> next) const {
+    if (const int64_t before = at_most(to_boundary(i), end - i); before > 0) {
+      part(lines.op, i, before, lines.across(before));
+      lines.advance(before);
+      lines.reach();
+      i += before;
+    }
+    while (i + K <= end) {
+      const int64_t whole = at_most(lines.left, end - i) / K * K;
+      for (int64_t k = 0; k < whole; k += K) {
+        put<kStream>(lines.op, i + k, lines.at(k));
+        if (kStream && (i + k) % kLine < K) next.at(i + k);
       }
-      begin = last;
+      i += whole;
+      lines.advance(whole);
+      if (i + K > end) break;
+      lines.reach();
+      if (lines.left >= K) continue;
+      put<kStream>(lines.op, i, lines.across(K));
+      if (kStream && i % kLine < K) next.at(i);
+      i += K;
+      lines.advance(K);
+      lines.reach();
+    }
+    if (i < end) {
+      lines.reach();
+      part(lines.op, i, end - i, lines.across(end - i));
     }
   }
 
-  // Elements [begin, end) to `to`, line by line; `margin` elements on either side of `to` may be
-  // overwritten.
-  void pieces(const Lines& lines, int64_t begin, int64_t end, scalar_t* to, int64_t margin) const {
-    const int64_t total = shape.n * shape.c * shape.s;
-    int64_t line = (begin - lines.start) / lines.size;
-    for (int64_t i = begin; i < end; ++line) {
-      const int64_t offset = i - lines.start - line * lines.size;
-      const int64_t count = at_most(lines.size - offset, end - i);
-      if (layout == Layout::nchw) {
-        // One factor for all: a piece may read the planes beside it.
-        const int64_t before = i == begin ? at_most(margin, i) : 0;
-        const Slack slack{before, at_most(margin, total - i - count)};
-        const AlongPlane<Op> plane{lines.op.one(lines.first + line)};
-        scale_piece(lines.op, plane, i, to, count, slack);
-      } else {
-        const int64_t before = at_most(margin, offset);
-        const Slack slack{before, at_most(margin, at_most(lines.size - offset, total - i) - count)};
-        scale_piece(lines.op, AlongRow<Op>{lines.op, lines.first + offset}, i, to, count, slack);
-      }
-      i += count;
-      to += count;
+  // A register full from element i on.
+  template <bool kStream>
+  SEBLOCK_INLINE void put(const Op& op, int64_t i, typename Op::Factor factor) const {
+    const auto get = [&](const scalar_t* from) SEBLOCK_LAMBDA { return load<acc_t>(from + i); };
+    const Vec<acc_t> value = op.value(get, factor);
+    if constexpr (kStream) {
+      stream_register(out + i, stored<scalar_t>(value));
+    } else {
+      store(out + i, value);
     }
+    if constexpr (Op::kMask) write_mask<scalar_t>(value, i, K, mask);
+  }
+
+  // The `count` elements from i on, fewer than a register full.
+  void part(const Op& op, int64_t i, int64_t count, typename Op::Factor factor) const {
+    const int64_t readable = shape.n * shape.c * shape.s - i;
+    const auto get = [&](const scalar_t* from)
+                         SEBLOCK_LAMBDA { return load_front<acc_t>(from + i, count, readable); };
+    const Vec<acc_t> value = op.value(get, factor);
+    store_front(out + i, value, count);
+    if constexpr (Op::kMask) write_mask<scalar_t>(value, i, count, mask);
   }
 };
 

@@ -17,11 +17,17 @@ SEBLOCK_INLINE Vec<acc_t> load(const scalar_t* from) {
   return {Format<scalar_t>::template widen<typename Vec<acc_t>::Raw>(stored)};
 }
 
+// The elements as they are in memory.
+template <typename scalar_t, typename acc_t>
+SEBLOCK_INLINE auto stored(Vec<acc_t> v) {
+  using Stored = typename RawVec<typename Format<scalar_t>::Element, kLanes<acc_t>>::Type;
+  return Format<scalar_t>::template narrow<Stored>(v.raw);
+}
+
 template <typename acc_t, typename scalar_t>
 SEBLOCK_INLINE void store(scalar_t* to, Vec<acc_t> v) {
-  using Stored = typename RawVec<typename Format<scalar_t>::Element, kLanes<acc_t>>::Type;
-  const Stored stored = Format<scalar_t>::template narrow<Stored>(v.raw);
-  __builtin_memcpy(to, &stored, sizeof stored);
+  const auto elements = stored<scalar_t>(v);
+  __builtin_memcpy(to, &elements, sizeof elements);
 }
 
 #ifdef __AVX2__
@@ -68,10 +74,12 @@ SEBLOCK_INLINE acc_t load_one(const scalar_t* from) {
   return load_front<acc_t>(from, 1, 1).raw[0];
 }
 
-// Fetches the line 4 KB further on. Short runs need it: the branches at their ends keep the
-// processor from running ahead (planes of 7 x 7: 20% of a forward).
-SEBLOCK_INLINE void prefetch_ahead(const void* from) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) + 4096));
+// Fetches the line that lies `bytes` beyond element `i` of a tensor; beyond the end it does
+// nothing.
+template <int64_t bytes, typename scalar_t>
+SEBLOCK_INLINE void fetch_ahead(const scalar_t* tensor, int64_t i) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(tensor) + uintptr_t(i) * sizeof(scalar_t);
+  __builtin_prefetch(reinterpret_cast<const void*>(address + bytes));
 }
 
 // Fetches element `i` of a tensor to the second cache; i may lie beyond the end.

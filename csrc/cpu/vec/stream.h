@@ -20,44 +20,34 @@ constexpr int64_t kStreamBytes = 8 << 20;
 #ifdef __SSE2__
 constexpr bool kCanStream = true;
 
-// `to` and `from` begin at a cache line.
-SEBLOCK_INLINE void stream_line(char* to, const char* from) {
-#if defined(__AVX512F__)
-  _mm512_stream_si512((__m512i*)to, _mm512_load_si512((const __m512i*)from));
-#elif defined(__AVX2__)
-  for (int i = 0; i < kCacheLine; i += 32) {
-    _mm256_stream_si256((__m256i*)(to + i), _mm256_load_si256((const __m256i*)(from + i)));
-  }
-#else
-  for (int i = 0; i < kCacheLine; i += 16) {
-    _mm_stream_si128((__m128i*)(to + i), _mm_load_si128((const __m128i*)(from + i)));
-  }
+// `to` is aligned to the register.
+template <typename Register>
+SEBLOCK_INLINE void stream_register(void* to, Register value) {
+#ifdef __AVX512F__
+  if constexpr (sizeof value == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)value);
 #endif
+#ifdef __AVX__
+  if constexpr (sizeof value == 32) return _mm256_stream_si256((__m256i*)to, (__m256i)value);
+#endif
+  if constexpr (sizeof value == 16) return _mm_stream_si128((__m128i*)to, (__m128i)value);
+  if constexpr (sizeof value == 8) {
+    long long bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    _mm_stream_si64(static_cast<long long*>(to), bits);
+  }
 }
 
 // Before another thread may read what was streamed.
 SEBLOCK_INLINE void stream_fence() { _mm_sfence(); }
 #else
 constexpr bool kCanStream = false;
-SEBLOCK_INLINE void stream_line(char* to, const char* from) {
-  __builtin_memcpy(to, from, kCacheLine);
+
+template <typename Register>
+SEBLOCK_INLINE void stream_register(void* to, Register value) {
+  __builtin_memcpy(to, &value, sizeof value);
 }
 SEBLOCK_INLINE void stream_fence() {}
 #endif
-
-// `to` and `from` begin at a cache line; a last line that is not full is copied as usual. After
-// each line, `between(i)` with the number of bytes before it.
-template <typename Between>
-SEBLOCK_INLINE void stream_copy(void* to, const void* from, int64_t bytes, const Between& between) {
-  char* target = static_cast<char*>(to);
-  const char* source = static_cast<const char*>(from);
-  int64_t i = 0;
-  for (; i + kCacheLine <= bytes; i += kCacheLine) {
-    stream_line(target + i, source + i);
-    between(i);
-  }
-  if (i < bytes) __builtin_memcpy(target + i, source + i, bytes - i);
-}
 
 }  // namespace
 }  // namespace seblock::cpu

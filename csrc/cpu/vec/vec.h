@@ -84,6 +84,19 @@ SEBLOCK_INLINE Vec<acc_t> keep_front(Vec<acc_t> v, int64_t count) {
   return {(typename V::Raw)((typename V::Bits)v.raw & front_lanes<acc_t>(count))};
 }
 
+// All but the first `count` lanes; those become 0.
+template <typename acc_t>
+SEBLOCK_INLINE Vec<acc_t> keep_back(Vec<acc_t> v, int64_t count) {
+  using V = Vec<acc_t>;
+  return {(typename V::Raw)((typename V::Bits)v.raw & ~front_lanes<acc_t>(count))};
+}
+
+// The first `count` lanes of a, the others of b.
+template <typename acc_t>
+SEBLOCK_INLINE Vec<acc_t> join_front(Vec<acc_t> a, Vec<acc_t> b, int64_t count) {
+  return {front_lanes<acc_t>(count) ? a.raw : b.raw};
+}
+
 // Lane i is a's where bit kStep of i is clear and b's where it is set; `kCross` takes lane i ^
 // kStep.
 template <int kStep, bool kCross, typename acc_t, int... kLane>

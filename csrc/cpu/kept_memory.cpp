@@ -1,5 +1,5 @@
 // The blocks that are in use and those that are kept.
-#include "result_memory.h"
+#include "kept_memory.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -13,7 +13,8 @@ namespace seblock::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLeast = size_t{8} << 20;  // a block is filled by three quarters or more
+constexpr size_t kLeast = size_t{1} << 20;
+constexpr size_t kStep = size_t{64} << 10;  // sizes of blocks are multiples of this
 
 // A new block at the start of a huge page, or null.
 void* map(size_t bytes) {
@@ -89,12 +90,12 @@ Blocks& blocks() {
 
 }  // namespace
 
-void* take_result_memory(int64_t bytes) {
+void* take_memory(int64_t bytes) {
   if (static_cast<size_t>(bytes) < kLeast) return nullptr;
-  return blocks().take((static_cast<size_t>(bytes) + kHugePage - 1) / kHugePage * kHugePage);
+  return blocks().take((static_cast<size_t>(bytes) + kStep - 1) / kStep * kStep);
 }
 
-void give_back_result_memory(void* memory) { blocks().give_back(memory); }
+void give_back_memory(void* memory) { blocks().give_back(memory); }
 
 }  // namespace seblock::cpu
 
@@ -102,8 +103,8 @@ void give_back_result_memory(void* memory) { blocks().give_back(memory); }
 
 namespace seblock::cpu {
 
-void* take_result_memory(int64_t) { return nullptr; }
-void give_back_result_memory(void*) {}
+void* take_memory(int64_t) { return nullptr; }
+void give_back_memory(void*) {}
 
 }  // namespace seblock::cpu
 
