@@ -8,7 +8,7 @@ namespace {
 
 // NHWC sums are made per block of this many rows of [S, C], each in acc_t, then over the blocks in
 // float64. The blocks are fixed by S alone, so a sample's bits depend neither on N nor on threads.
-constexpr int64_t kRowBlock = 512;
+constexpr int64_t kRowBlock = 128;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -46,7 +46,7 @@ struct SumOfDyX {
   }
 };
 
-constexpr int64_t kSumBlock = 32;  // terms that one lane adds up one after the other
+constexpr int64_t kSumBlock = 16;  // terms that one lane adds up one after the other
 constexpr int64_t kSumFan = 64;    // sums of one level added up by the next
 
 // The sum of elements [begin, end), left in lanes. Level 0 runs through them in four registers;
