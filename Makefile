@@ -70,7 +70,7 @@ bench: ready
 CPU_RESULTS := benchmarks/results/cpu-$(shell date +%Y%m%d)
 cpu-results: ready
 	$(RUN) -m benchmarks.op --device cpu --providers fused plain compile copy --results $(CPU_RESULTS) $(ARGS)
-	$(RUN) -m benchmarks.op --device cpu --allocator keep --max-mb 32 --results $(CPU_RESULTS)/keep $(ARGS)
+	$(RUN) -m benchmarks.op --device cpu --allocator keep --results $(CPU_RESULTS)/keep $(ARGS)
 	$(RUN) -m benchmarks.truth --device cpu --results $(CPU_RESULTS)
 	$(RUN) -m benchmarks.scaling --device cpu --max-mb 128 --results $(CPU_RESULTS) $(ARGS)
 	$(RUN) -m benchmarks.model --device cpu --batch 8 --layout nhwc --results $(CPU_RESULTS)

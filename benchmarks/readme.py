@@ -158,9 +158,10 @@ def _kept_sentence(items: Sequence[Comparison]) -> str:
         told.append(f"{name} {_times([item.speed_up('plain') for item in of_direction])}")
     largest = max(item.x_bytes for item in items) / 1e6
     return (
-        "Much of that is page faults: plain PyTorch allocates several large intermediates, this "
-        "layer only its results. With freed memory kept (`--allocator keep`, x up to "
-        f"{largest:.0f} MB), over plain: {', '.join(told)}."
+        "Much of that is page faults: what plain PyTorch allocates comes fresh from the system on "
+        "every call, while this layer keeps its memory ([docs/design.md](docs/design.md)). Where "
+        f"malloc keeps everybody's (`--allocator keep`, x up to {largest:.0f} MB), over plain: "
+        f"{', '.join(told)}."
     )
 
 

@@ -54,7 +54,7 @@ def memory_costs(sizes_mb: Sequence[int]) -> list[dict[str, object]]:
     """What a layer on the CPU cannot do without: reads and writes, in copies of the same tensor.
 
     `new` memory is what the allocator returns for each call, with its page faults. A layer that
-    returns a new tensor takes at least about `copy to new`.
+    returns a new tensor from there takes at least about `copy to new`.
     """
     costs: list[dict[str, object]] = []
     for size in sizes_mb:
