@@ -1,56 +1,81 @@
 // A fiber: a function that runs on a stack of its own and can be suspended half-way. No scheduler
 // here.
 //
-// glibc's contexts make the stack; the compiler's own setjmp and longjmp switch it without a
-// system call. g++, and clang on x86-64; AddressSanitizer is told of every switch.
+// The compiler's own setjmp and longjmp switch the stack without a system call. g++ and clang keep
+// the same words, frame, address and stack: a new fiber begins with these, made by hand. x86-64.
+// Nothing watches the end of a stack but AddressSanitizer.
 #pragma once
 
-#include <ucontext.h>
+#include <sanitizer/common_interface_defs.h>
 
 #include <cstddef>
 #include <memory>
+
+// AddressSanitizer must hear of every switch. Null without it.
+#pragma weak __sanitizer_start_switch_fiber
+#pragma weak __sanitizer_finish_switch_fiber
 
 namespace simt {
 
 class Fiber {
  public:
-  Fiber();
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
+  // `body` must let no exception escape.
+  explicit Fiber(void (*body)()) : body_(body) {
+    void** const top = &stack_[kStackWords - 2];  // as if called from address 0
+    own_ = {stack_.get(), kStackBytes, {top, reinterpret_cast<void*>(enter), top + 1}};
+  }
 
-  // Arms the fiber: the next resume() calls entry(argument) on the fiber's stack. The fiber must be
-  // new, or its last entry must have returned; `entry` must let no exception escape.
-  void start(void (*entry)(void*), void* argument);
-
-  // Called outside the fiber: runs it until it suspends, or until its entry returns.
-  void resume();
+  // Called outside the fiber: runs it until it suspends or its body returns; then, the body anew.
+  void resume() {
+    resumed_ = this;
+    exchange(host_, own_);
+  }
 
   // Called inside the fiber: returns to the caller of resume(), and comes back with the next one.
-  void suspend();
-
-  // True once the fiber has written past the end of its stack. Found after the fact, by a mark
-  // there: a frame that is large enough steps over it.
-  bool overflowed() const;
+  void suspend() { exchange(own_, host_); }
 
  private:
-  struct Context {
-    void* registers[5];           // for __builtin_setjmp
-    ucontext_t* first = nullptr;  // instead of `registers`, until it has run
-    // For AddressSanitizer only: the bounds of the stack and its shadow frames.
-    const void* bottom = nullptr;
-    size_t size = 0;
-    void* shadow_frames = nullptr;
+  // Enough for a kernel compiled without optimisation and with sanitizers.
+  static constexpr size_t kStackBytes = 64 * 1024, kStackWords = kStackBytes / sizeof(void*);
+
+  struct Side {
+    const void* stack;
+    size_t stack_bytes;
+    void* registers[5];  // of __builtin_setjmp
   };
 
-  [[noreturn]] static void enter();
-  [[noreturn]] static void jump(Context& to);
-  static void exchange(Context& from, Context& to);
+  static void enter() {
+    arrive(nullptr, resumed_->host_);
+    for (;;) {
+      resumed_->body_();
+      resumed_->suspend();
+    }
+  }
 
-  std::unique_ptr<std::byte[]> stack_;
-  Context own_;
-  Context host_;
-  void (*entry_)(void*) = nullptr;
-  void* argument_ = nullptr;
+  // Neither this nor jump() is instrumented: AddressSanitizer would take the stack for left.
+  [[gnu::noinline, gnu::no_sanitize_address]] static void exchange(Side& from, Side& to) {
+    void* frames = nullptr;
+    if (__sanitizer_start_switch_fiber) {
+      __sanitizer_start_switch_fiber(&frames, to.stack, to.stack_bytes);
+    }
+    if (!__builtin_setjmp(from.registers)) jump(to);
+    arrive(frames, to);
+  }
+
+  // No function may hold both __builtin_setjmp and __builtin_longjmp.
+  [[gnu::noinline, gnu::no_sanitize_address]] static void jump(Side& to) {
+    __builtin_longjmp(to.registers, 1);
+  }
+
+  static void arrive(void* frames, Side& from) {
+    if (!__sanitizer_finish_switch_fiber) return;
+    __sanitizer_finish_switch_fiber(frames, &from.stack, &from.stack_bytes);
+  }
+
+  static inline thread_local Fiber* resumed_;
+  void (*body_)();
+  std::unique_ptr<void*[]> stack_{new void*[kStackWords]()};
+  Side own_, host_;
 };
 
 }  // namespace simt
