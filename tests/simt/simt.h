@@ -6,8 +6,8 @@
 //   squeeze: divergence: block 3: from thread 0 at sync_threads; from thread 32 exited; ...
 //
 // A fiber runs until it waits, so the code between two waits is atomic and memory is sequentially
-// consistent; what a weaker order would make of it is checked by a recording. What the
-// kernels compute is unknown here.
+// consistent; what a weaker order would make of it is checked by a recording. What the kernels
+// compute is unknown here.
 #pragma once
 
 #include <cstddef>
@@ -49,9 +49,9 @@ void launch(const Launch& launch, const std::function<void()>& body);
 
 // The rest is for the body of a launch.
 
-// Reports to the recording an access to global or shared memory that is about to happen;
-// nothing without one. The call site tells one request of a warp from another: inline what lies
-// between it and the kernel.
+// Reports to the recording an access to global or shared memory that is about to happen; nothing
+// without one. The call site tells one request of a warp from another: inline what lies between it
+// and the kernel.
 //
 // Release and acquire are reports of a flag that blocks share: what the block wrote before its last
 // barrier, another block may access after acquiring, the thread that does so at once, the others
