@@ -44,7 +44,7 @@ struct Cell {
 struct Region {
   Tensor tensor;
   size_t index;
-  std::vector<Cell> cells;  // of the elements
+  std::vector<Cell> cells = std::vector<Cell>(tensor.bytes / tensor.element);
 };
 
 // What the lanes of a warp ask for together: an address each, as many as take part.
@@ -63,6 +63,7 @@ struct Site {
 // Of a block.
 struct Trace {
   unsigned block;
+  Region shared;
   Epoch epoch = 0;
   Clock known = {};                       // to all of its threads
   std::map<unsigned, Clock> learnt = {};  // by a thread, since the last barrier
@@ -71,8 +72,10 @@ struct Trace {
 
 struct Recording {
   explicit Recording(const std::vector<Tensor>& tensors) : shared_index(tensors.size()) {
-    add({"null", 0, 0, 1, false}, shared_index);  // below every address
-    for (size_t i = 0; i < tensors.size(); i++) add(tensors[i], i);
+    regions.insert({0, Region{{"null", 0, 0, 1, false}, 0}});  // below every address
+    for (size_t i = 0; i < tensors.size(); i++) {
+      regions.insert_or_assign(tensors[i].address, Region{tensors[i], i});
+    }
   }
 
   void start_launch(const Launch& launch) {
@@ -81,16 +84,11 @@ struct Recording {
   }
 
   Trace start_block(unsigned block, const void* shared, size_t bytes) {
-    add({"shared memory", reinterpret_cast<uintptr_t>(shared), bytes, kSharedElement, true},
-        shared_index);
-    Trace trace = {block};
+    // The smallest type that kernels keep there has 2 bytes.
+    const auto address = reinterpret_cast<uintptr_t>(shared);
+    Trace trace = {block, {{"shared memory", address, bytes, 2, true}, shared_index}};
     barrier(trace);
     return trace;
-  }
-
-  void end_block(Trace& trace, const void* shared) {
-    barrier(trace);
-    regions.erase(reinterpret_cast<uintptr_t>(shared));
   }
 
   void barrier(Trace& trace) {
@@ -102,33 +100,34 @@ struct Recording {
   }
 
   void lanes_met(std::vector<Site>& warp) {
-    for (Site& site : warp) {
+    for (const Site& site : warp) {
       for (const Request& request : site.requests) count(site.call, request);
-      site.requests.clear();
-      std::fill_n(site.taken, kWarpThreads, 0);
     }
+    warp.clear();
   }
 
-  void access(Trace& trace, unsigned thread, uintptr_t address, size_t bytes, Access access,
-              const void* caller) {
+  void access(Trace& trace, unsigned thread, uintptr_t address, Call call) {
+    auto& [caller, region, bytes, access] = call;
     if (access == Access::acquire) return join(trace.learnt[thread], flags[address]);
     if (access == Access::release) {
       join(flags[address], trace.known);
       return join(flags[address], trace.learnt[thread]);
     }
-    Region& region = std::prev(regions.upper_bound(address))->second;
-    check(region, trace, thread, address - region.tensor.address, bytes, access);
-    const Call call = {caller, &region, bytes, access};
+    region = &std::prev(regions.upper_bound(address))->second;
+    const uintptr_t shared = trace.shared.tensor.address;
+    if (region->tensor.address < shared && shared <= address) region = &trace.shared;
+    const size_t offset = address - region->tensor.address;
+    const std::string fault = check(trace, thread, offset, call);
+    if (!fault.empty()) {
+      throw std::runtime_error(text(access == Access::read ? "reads " : "writes ", bytes,
+                                    " bytes at byte ", offset, " of ", region->tensor.name, fault));
+    }
     std::vector<Site>& sites = trace.warps[thread / kWarpThreads];
     auto site = std::find_if(sites.begin(), sites.end(), [&](Site& s) { return s.call == call; });
     if (site == sites.end()) site = sites.insert(site, {call});
     const unsigned turn = site->taken[thread % kWarpThreads]++;
     if (turn == site->requests.size()) site->requests.emplace_back().reserve(kWarpThreads);
     site->requests[turn].push_back(address);
-  }
-
-  void add(const Tensor& tensor, size_t index) {
-    regions[tensor.address] = {tensor, index, std::vector<Cell>(tensor.bytes / tensor.element)};
   }
 
   static void join(Clock& clock, const Clock& other) {
@@ -139,36 +138,32 @@ struct Recording {
     if (before.epoch < launch_start) return true;
     if (before.epoch == trace.epoch) return before.thread == thread;
     const unsigned block = blocks[before.epoch];
-    return block == trace.block || before.epoch < trace.known[block] ||
-           before.epoch < trace.learnt[thread][block];
+    return before.epoch < trace.known[block] || before.epoch < trace.learnt[thread][block];
   }
 
-  void check(Region& region, Trace& trace, unsigned thread, size_t offset, size_t bytes,
-             Access access) const {
-    const auto& [name, address, size, element, output] = region.tensor;
+  // What is wrong with an access, or nothing.
+  std::string check(Trace& trace, unsigned thread, size_t offset, const Call& call) const {
+    const auto& [caller, region, bytes, access] = call;
+    const auto& [name, address, size, element, output] = region->tensor;
     const bool read = access == Access::read;
-    const auto fail = [&](const auto&... what) {
-      throw std::runtime_error(text(read ? "reads " : "writes ", bytes, " bytes at byte ", offset,
-                                    " of ", region.tensor.name, what...));
-    };
-    if (offset + bytes > size) fail(", which has ", size, " bytes");
-    if ((address + offset) & (bytes - 1) || bytes % element) fail(": misaligned");
-    if (!read && !output) fail(", an input");
-    if (!output) return;  // nobody writes it
-    Cell* cell = &region.cells[offset / element];
-    for (size_t i = 0; i < bytes; i += element, cell++) {
-      const Stamp* other = &cell->written;
-      if (!read && ordered(*other, trace, thread)) other = &cell->read;
-      if (!ordered(*other, trace, thread)) {
-        fail(other == &cell->read ? ", read by " : ", written by ",
-             other->thread == kSeveral ? "several threads" : text("thread ", other->thread),
-             " of block ", blocks[other->epoch], ": nothing orders the two");
+    if (offset + bytes > size) return text(", which has ", size, " bytes");
+    if ((address + offset) & (bytes - 1) || bytes % element) return ": misaligned";
+    if (!output) return read ? "" : ", an input";  // nobody writes it
+    for (size_t i = offset / element; i < (offset + bytes) / element; i++) {
+      Cell& cell = region->cells[i];
+      const bool overwrites = !read && ordered(cell.written, trace, thread);
+      const Stamp& other = overwrites ? cell.read : cell.written;
+      if (!ordered(other, trace, thread)) {
+        return text(overwrites ? ", read by " : ", written by ",
+                    other.thread == kSeveral ? "several threads" : text("thread ", other.thread),
+                    " of block ", blocks[other.epoch], ": nothing orders the two");
       }
-      if (read && cell->written.epoch == 0) fail(", which nobody has written");
-      Stamp& mine = read ? cell->read : cell->written;
+      if (read && cell.written.epoch == 0) return ", which nobody has written";
+      Stamp& mine = read ? cell.read : cell.written;
       const bool several = mine.epoch == trace.epoch && mine.thread != thread;
       mine = {trace.epoch, several ? kSeveral : thread};
     }
+    return "";
   }
 
   // The units of `size` bytes that lanes touch together, each once, in order.
@@ -188,21 +183,20 @@ struct Recording {
     const unsigned element = region->tensor.element;
     const std::vector<uintptr_t> elements = units(request, bytes, element);
     TensorTraffic& traffic = launches.back().tensors[region->index];
-    uint64_t fresh = 0;
+    const uint64_t then = now;
     for (const uintptr_t unit : elements) {
       Cell& cell = region->cells[unit - region->tensor.address / element];
-      const uint64_t distance = cell.touched ? now - cell.touched : 0;
+      const uint64_t distance = cell.touched ? then - cell.touched : 0;
       traffic.largest_distance = std::max(traffic.largest_distance, distance);
-      cell.touched = now;
+      cell.touched = then;
       uint64_t& sum = access == Access::write               ? traffic.written
                       : cell.launch_read == launches.size() ? traffic.read_repeatedly
                       : cell.launch_read > 0                ? traffic.read_again
                                                             : traffic.first_read;
       sum += element;
-      if (&sum != &traffic.read_repeatedly) fresh += element;
+      if (&sum != &traffic.read_repeatedly) now += element;
       if (access == Access::read) cell.launch_read = static_cast<uint32_t>(launches.size());
     }
-    now += fresh;
     traffic.sectors += units(request, bytes, kSector).size();
     traffic.least_sectors += (elements.size() * element + kSector - 1) / kSector;
   }
@@ -219,9 +213,8 @@ struct Recording {
     }
   }
 
-  // Bytes, but for the number of banks. The smallest type in shared memory is an element of it.
+  // Bytes, but for the number of banks.
   static constexpr size_t kSector = 32, kBanks = 32, kBankBytes = 4;
-  static constexpr unsigned kSharedElement = 2;
 
   const size_t shared_index;  // of shared memory: after the tensors
   std::vector<LaunchTraffic> launches = {};

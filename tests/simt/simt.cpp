@@ -3,7 +3,6 @@
 
 #include <cstring>
 #include <list>
-#include <numeric>
 #include <optional>
 #include <random>
 
@@ -23,35 +22,17 @@ struct Cancelled {};  // thrown through the frames of a thread whose launch has 
 struct Thread {
   struct Block* block;
   unsigned index;
-  std::unique_ptr<Fiber> fiber;
+  std::unique_ptr<Fiber> fiber = nullptr;
   Place place = kReady;
   unsigned shuffles = 0;
   uint64_t sent[2] = {};  // in the last two of them
 };
 
 thread_local std::unique_ptr<Recording> recording;
-thread_local std::vector<std::unique_ptr<Fiber>> idle_fibers;
 thread_local struct Grid* running = nullptr;
 
-void thread_main();
-
+// Holds one block of the grid after the other: stacks are dear.
 struct Block {
-  Block(unsigned index, const Launch& launch)
-      : index(index), shared(new std::byte[launch.shared_bytes]) {
-    std::memset(shared.get(), 0xff, launch.shared_bytes);
-    for (unsigned i = 0; i < launch.threads; i++) {
-      if (idle_fibers.empty()) idle_fibers.push_back(std::make_unique<Fiber>(thread_main));
-      threads.push_back({this, i, std::move(idle_fibers.back())});
-      idle_fibers.pop_back();
-    }
-    if (recording) trace = recording->start_block(index, shared.get(), launch.shared_bytes);
-  }
-
-  ~Block() {
-    if (trace) recording->end_block(*trace, shared.get());
-    for (Thread& thread : threads) idle_fibers.push_back(std::move(thread.fiber));
-  }
-
   // True if all of these threads are there: they can go on.
   bool leave(Place place, size_t first, size_t count) {
     const auto begin = threads.begin() + first,
@@ -70,39 +51,54 @@ struct Block {
     }
   }
 
-  const unsigned index;
-  const std::unique_ptr<std::byte[]> shared;
-  std::vector<Thread> threads;
-  std::optional<Trace> trace;  // while something is recorded
+  unsigned index = 0;
+  std::unique_ptr<std::byte[]> shared = nullptr;
+  std::vector<Thread> threads = {};
+  std::optional<Trace> trace = {};  // while something is recorded
 };
 
 struct Grid {
   const Launch& launch;
   const std::function<void()>& body;
-  const Schedule schedule = simt::schedule;
   std::mt19937_64 random{schedule.seed};
-  std::vector<unsigned> waiting = std::vector<unsigned>(launch.blocks);  // the next one last
-  std::list<Block> blocks = {};
+  std::vector<unsigned> waiting = {};  // the next one last
+  std::list<Block> blocks = std::list<Block>(std::max(schedule.resident, 1u));
+  Fiber host = {};
   Thread* current = nullptr;
-  uint64_t laggards = random();  // says who is one
-  unsigned idle_rounds = 0;      // in a row, in which all threads only spun
+  uint64_t laggards = random();  // a bit for every 64th thread or group
+  unsigned idle_rounds = 0;      // in a row, after which all that ran spin
   std::string failure = {};      // the first; ends the launch
 
   ~Grid() { running = nullptr; }
 
   void run() {
     running = this;
-    std::iota(waiting.rbegin(), waiting.rend(), 0);
+    for (unsigned block = launch.blocks; block > 0; block--) waiting.push_back(block - 1);
     if (schedule.seed) std::shuffle(waiting.begin(), waiting.end(), random);
-    while (!waiting.empty() || !blocks.empty()) {
-      while (!waiting.empty() && blocks.size() < std::max(schedule.resident, 1u)) {
-        blocks.emplace_back(waiting.back(), launch);
-        waiting.pop_back();
-      }
+    while (!blocks.empty()) {
+      blocks.remove_if([this](Block& block) {
+        return block.leave(kExited, 0, launch.threads) && !start_next(block);
+      });
       run_round();
-      blocks.remove_if([](Block& block) { return block.leave(kExited, 0, block.threads.size()); });
     }
     if (!failure.empty()) throw std::runtime_error(failure);
+  }
+
+  // Ends the block that has been here and starts the next one, if there is one.
+  bool start_next(Block& block) {
+    if (block.trace) recording->barrier(*block.trace);
+    if (waiting.empty() || !failure.empty()) return false;
+    block.index = waiting.back();
+    waiting.pop_back();
+    block.shared.reset(new std::byte[launch.shared_bytes]);
+    std::memset(block.shared.get(), 0xff, launch.shared_bytes);
+    if (recording) {
+      block.trace = recording->start_block(block.index, block.shared.get(), launch.shared_bytes);
+    }
+    for (unsigned i = block.threads.size(); i < launch.threads; i++) {
+      block.threads.push_back({&block, i, std::make_unique<Fiber>(thread_main)});
+    }
+    return true;
   }
 
   // Resumes every thread that can run or, with a seed, some of them.
@@ -112,53 +108,60 @@ struct Grid {
     for (Block& block : blocks) {
       block.release();
       for (Thread& thread : block.threads) {
-        if (can_run(thread) && !lags(thread)) runnable.push_back(&thread);
+        if (goes_on(thread)) runnable.push_back(&thread);
       }
     }
-    const bool nobody = runnable.empty() && idle_rounds > 1;  // not even laggards
-    if (nobody) fail("divergence:" + places());
+    if (runnable.empty() && idle_rounds > 1) fail("divergence:" + places());
     if (idle_rounds > schedule.spin_rounds) fail("stuck wait:" + places());
     if (schedule.seed && !runnable.empty()) {
       std::shuffle(runnable.begin(), runnable.end(), random);
       runnable.resize(1 + random() % runnable.size());
     }
     for (Thread* thread : runnable) {
-      const bool spun = thread->place == kSpin;
-      thread->place = kReady;
       current = thread;
-      thread->fiber->resume();
-      if (!spun || thread->place != kSpin) idle_rounds = 0;
+      host.change_to(*thread->fiber);
+      if (thread->place != kSpin) idle_rounds = 0;
     }
   }
 
-  // After a failure every thread, to unwind its frames.
-  bool can_run(const Thread& thread) const {
-    if (failure.empty()) return thread.place == kReady || thread.place == kSpin;
-    return thread.place != kExited;
-  }
-
   // With a seed, about half of the threads, or of their groups of 2, 4, ... 1024, stay behind until
-  // a round in which nobody gets on; then others are drawn.
-  bool lags(const Thread& thread) const {
-    const uint64_t number = uint64_t{thread.block->index} * kMaxBlockThreads + thread.index;
-    const uint64_t hash = (number >> laggards % 11 ^ laggards) * 0x9e3779b97f4a7c15;
-    return schedule.seed && idle_rounds == 1 && hash >> 63;
+  // a round in which nobody gets on; then others are drawn. After a failure everybody goes on, to
+  // unwind the frames.
+  bool goes_on(const Thread& thread) const {
+    if (!failure.empty()) return thread.place != kExited;
+    const unsigned group = (thread.block->index * kMaxBlockThreads + thread.index) >> laggards % 11;
+    const bool lags = schedule.seed && idle_rounds == 1 && laggards >> group % 64 & 1;
+    return !lags && (thread.place == kReady || thread.place == kSpin);
   }
 
   // Called by the current thread.
   void wait(Place place) {
     current->place = place;
-    if (failure.empty()) current->fiber->suspend();
+    if (failure.empty()) current->fiber->change_to(host);
     if (!failure.empty()) throw Cancelled();
   }
 
   void fail(const std::string& what) {
     if (failure.empty()) failure = text(launch.kernel, ": ", what);
-    waiting.clear();
   }
 
   void fail_thread(const char* what) {
     fail(text("block ", current->block->index, ": thread ", current->index, ": ", what));
+  }
+
+  // What a fiber runs: the same thread of one block after the other.
+  static void thread_main() {
+    for (Grid& grid = *running;;) {
+      try {
+        if (grid.failure.empty()) grid.body();
+      } catch (const std::exception& exception) {
+        grid.fail_thread(exception.what());
+      } catch (...) {  // or Cancelled: then the first failure stands
+        grid.fail_thread("an exception that is not a std::exception");
+      }
+      grid.current->place = kExited;
+      grid.current->fiber->change_to(grid.host, true);
+    }
   }
 
   // " block 3: from thread 0 at sync_threads; from thread 32 exited; 0 blocks not started"
@@ -174,18 +177,6 @@ struct Grid {
     return text(all, " ", waiting.size(), " blocks not started");
   }
 };
-
-void thread_main() {
-  Grid& grid = *running;
-  try {
-    if (grid.failure.empty()) grid.body();
-  } catch (const std::exception& exception) {
-    grid.fail_thread(exception.what());
-  } catch (...) {  // or Cancelled: then the first failure stands
-    grid.fail_thread("an exception that is not a std::exception");
-  }
-  grid.current->place = kExited;
-}
 
 Grid& grid() {
   if (!running) throw std::logic_error("simt: called outside the body of a launch");
@@ -225,8 +216,8 @@ void shuffle_xor_bytes(void* value, size_t bytes, unsigned lane_mask) {
 void access(const void* address, size_t bytes, Access access) {
   const Thread& self = *grid().current;
   if (!self.block->trace) return;
-  recording->access(*self.block->trace, self.index, reinterpret_cast<uintptr_t>(address), bytes,
-                    access, __builtin_return_address(0));
+  recording->access(*self.block->trace, self.index, reinterpret_cast<uintptr_t>(address),
+                    {__builtin_return_address(0), nullptr, bytes, access});
 }
 
 void start_recording(const std::vector<Tensor>& tensors) {
