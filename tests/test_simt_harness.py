@@ -16,37 +16,40 @@ SOUND = ["sum", "same-bits", "seeds", "partial-warps", "poison", "pipeline", "re
 SOUND += ["traffic", "bank-conflicts"]
 
 UNORDERED = (
-    "kernel: block 1: thread {}: reads 4 bytes at byte {} of y, which thread {} of block 0 wrote: "
+    "kernel: block 1: thread {}: reads 4 bytes at byte {} of y, written by thread {} of block 0: "
     "nothing orders the two"
 )
 
-# Kernels that are wrong: the report names kernel, block, thread and what each waits for.
+# Kernels that are wrong: the report names kernel, block, thread and where each is.
 REPORTS = {
-    "exited-thread": "exits: block 3: barrier divergence: thread 0 waits at sync_threads "
-    "(and 31 more), thread 32 has exited (and 31 more)",
-    "divergent-barrier": "diverges: block 0: warp divergence: thread 0 waits at sync_threads "
-    "(and 30 more), thread 5 waits at shuffle_xor",
-    "exited-lane": "exits: block 0: warp divergence: thread 32 waits at shuffle_xor (and 30 more), "
-    "thread 63 has exited",
-    "stuck": "waits: stuck wait: block 1: thread 2 waits in spin, thread 0 waits at sync_threads "
-    "(and 62 more)",
-    "pipeline-alone": "pipeline: stuck wait: block 0: thread 0 waits in spin, thread 1 waits at "
-    "sync_threads (and 62 more); blocks not started: 1",
+    "exited-thread": "exits: divergence: block 3: from thread 0 at sync_threads; from thread 32 "
+    "exited; 0 blocks not started",
+    "divergent-barrier": "diverges: divergence: block 0: from thread 0 at sync_threads; from "
+    "thread 5 at shuffle_xor; from thread 6 at sync_threads; 0 blocks not started",
+    "exited-lane": "exits: divergence: block 0: from thread 0 exited; from thread 32 at "
+    "shuffle_xor; from thread 63 exited; 1 blocks not started",
+    "stuck": "waits: stuck wait: block 1: from thread 0 at sync_threads; from thread 2 in spin; "
+    "from thread 3 at sync_threads; 0 blocks not started",
+    "pipeline-alone": "pipeline: stuck wait: block 0: from thread 0 in spin; from thread 1 at "
+    "sync_threads; 1 blocks not started",
     "exception": "throws: block 1: thread 17: index 9 of 8",
-    "stack-overflow": "recurses: block 0: thread 3: stack overflow",
     "missing-barrier": "ok",
     "misuse": "simt: called outside the body of a launch",
-    "read-beyond": "kernel: block 0: thread 63: reads 4 bytes outside every tensor: at byte 252 "
-    "of x (252 bytes)",
+    "read-beyond": "kernel: block 0: thread 63: reads 4 bytes at byte 252 of x, which has 252 "
+    "bytes",
     "write-input": "kernel: block 0: thread 0: writes 4 bytes at byte 0 of x, an input",
     "unwritten": "kernel: block 0: thread 40: reads 4 bytes at byte 160 of y, which nobody has "
     "written",
     "misaligned": "kernel: block 0: thread 0: reads 8 bytes at byte 4 of x: misaligned",
-    "shared-race": "kernel: block 0: thread 48: reads 4 bytes at byte 0 of shared memory, which "
-    "thread 0 wrote since the last barrier",
+    "shared-race": "kernel: block 0: thread 48: reads 4 bytes at byte 0 of shared memory, written "
+    "by thread 0 of block 0: nothing orders the two",
     "shared-ordered": "no error",
-    "global-race": "kernel: block 0: thread 7: reads 4 bytes at byte 0 of y, which thread 3 of "
-    "block 0 wrote: nothing orders the two",
+    "global-race": "kernel: block 0: thread 7: reads 4 bytes at byte 0 of y, written by thread 3 "
+    "of block 0: nothing orders the two",
+    "overwritten": "kernel: block 0: thread 31: writes 4 bytes at byte 124 of y, read by thread 30 "
+    "of block 0: nothing orders the two",
+    "overwritten-late": "kernel: block 0: thread 63: writes 4 bytes at byte 124 of y, read by "
+    "several threads of block 0: nothing orders the two",
     "handed-over": "no error",
     **dict.fromkeys(
         ("released-early", "not-released", "not-acquired"), UNORDERED.format(0, 252, 63)
@@ -62,6 +65,7 @@ REPORTS = {
 OVERRUNS = {
     "past-shared-memory": "heap-buffer-overflow",
     "past-local-array": "stack-buffer-overflow",
+    "stack-overflow": "heap-buffer-overflow",
     "stale-shared-memory": "heap-use-after-free",
 }
 

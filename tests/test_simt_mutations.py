@@ -85,7 +85,7 @@ CASES = [
         ROWS,
         "nhwc",
         guards.traffic,
-        "of shared memory, which",
+        "of shared memory, ",
         (HALVING, HALVING.split("\n")[1]),
     ),
     case(
@@ -105,7 +105,7 @@ CASES = [
         EVEN,
         "nchw",
         guards.traffic,
-        "of shared memory, which",
+        "of shared memory, which nobody has written",
         (TILE_BARRIER, TILE_BARRIER.split("\n")[1]),
     ),
     case(
@@ -115,7 +115,7 @@ CASES = [
         SAMPLES,
         "nchw",
         guards.traffic,
-        "thread 0 wrote since the last barrier",
+        "of shared memory, written by thread 0 of block 0: nothing orders the two",
         ("    sync_threads();\n    for (int k = 0;", "    for (int k = 0;"),
     ),
     case(
@@ -135,7 +135,7 @@ CASES = [
         ODD,
         "nchw",
         guards.traffic,
-        "scale(x): block 0: thread 89: reads 16 bytes outside every tensor: at byte 1424 of x",
+        "scale(x): block 0: thread 89: reads 16 bytes at byte 1424 of x, which has",
         (LOAD_X, LOAD_X.replace("i + kVec <=", "i <")),
     ),
     case(
@@ -145,7 +145,7 @@ CASES = [
         ODD,
         "nchw",
         guards.traffic,
-        "reads 2 bytes outside every tensor: at byte 1430 of x (1430 bytes)",
+        "reads 2 bytes at byte 1430 of x, which has 1430 bytes",
         ("begin : i; j < end; ++j)", "begin : i; j <= end; ++j)"),
     ),
     case(
@@ -155,7 +155,7 @@ CASES = [
         EVEN,
         "nchw",
         guards.traffic,
-        "writes 16 bytes outside every tensor: at byte 8192 of y (8192 bytes)",
+        "writes 16 bytes at byte 8192 of y, which has 8192 bytes",
         ("store(p.out + i, values[u]);", "store(p.out + i + kVec, values[u]);"),
     ),
     case(
@@ -281,7 +281,7 @@ CASES = [
         SLICES,
         "nchw",
         guards.schedules,
-        "of workspace, which thread",
+        "of workspace, written by thread",
         ("publish(p.counters", "take_ticket(p.counters"),
     ),
     case(
@@ -311,8 +311,8 @@ CASES = [
         SLICES,
         "nhwc",
         guards.schedules,
-        "of workspace, which thread",
-        ("  simt::acquired(counter);\n", ""),
+        "of workspace, written by thread",
+        ("  simt::access(counter, sizeof *counter, simt::Access::acquire);\n", ""),
     ),
     case(
         "x read from memory for the scale, and once more",
@@ -334,7 +334,7 @@ CASES = [
         SLICES,
         "nchw",
         guards.traffic,
-        "of shared memory, which",
+        "of shared memory, read by several threads",
         ("    sync_threads();\n    project_in();", "    project_in();"),
     ),
     case(
@@ -344,7 +344,7 @@ CASES = [
         SLICES,
         "nchw",
         guards.traffic,
-        "outside every tensor: at byte",
+        "of mask, which has",
         ("store(mask + i / kVec,", "store(mask + i / kVec + 1,"),
     ),
     case(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMT = ROOT / "tests" / "simt"
-HARNESS = [f"tests/simt/{name}.cpp" for name in ("fiber", "block", "simt", "trace", "memory")]
+HARNESS = ["tests/simt/simt.cpp"]
 SELFTEST = [
     "tests/simt/selftest.cpp",
     "tests/simt/selftest_faults.cpp",

@@ -1,56 +1,75 @@
-// A fiber: a function that runs on a stack of its own and can be suspended half-way. No scheduler
-// here.
+// A fiber: a stack to run on. No scheduler here.
 //
-// glibc's contexts make the stack; the compiler's own setjmp and longjmp switch it without a
-// system call. g++, and clang on x86-64; AddressSanitizer is told of every switch.
+// glibc's contexts begin on a new stack; from then on the compiler's own setjmp and longjmp change
+// it without a system call. Needs g++, or clang on x86-64: elsewhere clang has no such longjmp.
+// Nothing watches the end of a stack but AddressSanitizer.
 #pragma once
 
+#include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
 
 #include <cstddef>
 #include <memory>
+#include <utility>
+
+// AddressSanitizer must hear of every change. Null without it.
+#pragma weak __sanitizer_start_switch_fiber
+#pragma weak __sanitizer_finish_switch_fiber
 
 namespace simt {
 
 class Fiber {
  public:
-  Fiber();
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
+  Fiber() = default;  // for what already runs: its stack
 
-  // Arms the fiber: the next resume() calls entry(argument) on the fiber's stack. The fiber must be
-  // new, or its last entry must have returned; `entry` must let no exception escape.
-  void start(void (*entry)(void*), void* argument);
+  // A new stack. `body` must neither return nor let an exception escape.
+  explicit Fiber(void (*body)())
+      : body_(body), begun_(false), memory_(new std::byte[kBytes]), stack_(memory_.get()) {
+    getcontext(&start_);
+    start_.uc_stack = {memory_.get(), 0, kBytes};
+    makecontext(&start_, enter, 0);
+  }
 
-  // Called outside the fiber: runs it until it suspends, or until its entry returns.
-  void resume();
-
-  // Called inside the fiber: returns to the caller of resume(), and comes back with the next one.
-  void suspend();
-
-  // True once the fiber has written past the end of its stack. Found after the fact, by a mark
-  // there: a frame that is large enough steps over it.
-  bool overflowed() const;
+  // From this fiber, which runs, to another; returns with the next change to this one. If this one
+  // is `done`, AddressSanitizer forgets its frames. Neither this nor jump() is instrumented: it
+  // would take the stack for left.
+  [[gnu::noinline, gnu::no_sanitize_address]] void change_to(Fiber& to, bool done = false) {
+    from_ = this, to_ = &to;
+    void* frames = nullptr;
+    if (auto* tell = __sanitizer_start_switch_fiber) {
+      tell(done ? nullptr : &frames, to.stack_, to.bytes_);
+    }
+    if (!__builtin_setjmp(registers_)) jump();
+    arrive(frames);
+  }
 
  private:
-  struct Context {
-    void* registers[5];           // for __builtin_setjmp
-    ucontext_t* first = nullptr;  // instead of `registers`, until it has run
-    // For AddressSanitizer only: the bounds of the stack and its shadow frames.
-    const void* bottom = nullptr;
-    size_t size = 0;
-    void* shadow_frames = nullptr;
-  };
+  static void enter() {
+    arrive(nullptr);
+    to_->body_();
+  }
 
-  [[noreturn]] static void enter();
-  [[noreturn]] static void jump(Context& to);
-  static void exchange(Context& from, Context& to);
+  // No function may hold both __builtin_setjmp and __builtin_longjmp.
+  [[gnu::noinline, gnu::no_sanitize_address]] static void jump() {
+    if (!std::exchange(to_->begun_, true)) setcontext(&to_->start_);
+    __builtin_longjmp(to_->registers_, 1);
+  }
 
-  std::unique_ptr<std::byte[]> stack_;
-  Context own_;
-  Context host_;
-  void (*entry_)(void*) = nullptr;
-  void* argument_ = nullptr;
+  static void arrive(void* frames) {
+    if (auto* tell = __sanitizer_finish_switch_fiber) tell(frames, &from_->stack_, &from_->bytes_);
+  }
+
+  // Enough for a kernel compiled without optimisation and with sanitizers.
+  static constexpr size_t kBytes = 64 * 1024;
+  static inline thread_local Fiber *from_, *to_;  // of the last change
+
+  void (*const body_)() = nullptr;
+  bool begun_ = true;
+  const std::unique_ptr<std::byte[]> memory_;
+  const void* stack_ = nullptr;
+  size_t bytes_ = kBytes;
+  ucontext_t start_;
+  void* registers_[5];  // of __builtin_setjmp
 };
 
 }  // namespace simt

@@ -26,7 +26,7 @@ POISON = float("nan")  # in every output and workspace before a run: a missing w
 
 @dataclass
 class Launch:
-    """What one launch did to memory: see tests/simt/memory.h."""
+    """What one launch did to memory: see tests/simt/simt.h."""
 
     kernel: str
     blocks: int

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "launch.h"
-#include "memory.h"
 #include "plan.h"
 #include "plan_options.h"
 #include "simt.h"
@@ -107,12 +106,12 @@ py::list stop_recording() {
     py::list tensors;
     for (const simt::TensorTraffic& traffic : launch.tensors) tensors.append(traffic_dict(traffic));
     py::dict out;
-    out["kernel"] = launch.kernel;
-    out["blocks"] = launch.blocks;
-    out["shared_bytes"] = launch.shared_bytes;
+    out["kernel"] = launch.launch.kernel;
+    out["blocks"] = launch.launch.blocks;
+    out["shared_bytes"] = launch.launch.shared_bytes;
     out["tensors"] = tensors;
-    out["shared_requests"] = launch.shared.requests;
-    out["bank_conflicts"] = launch.shared.conflicts;
+    out["shared_requests"] = launch.shared_requests;
+    out["bank_conflicts"] = launch.bank_conflicts;
     launches.append(out);
   }
   return launches;
@@ -136,12 +135,12 @@ PYBIND11_MODULE(simt_kernels, m) {
   m.def("backward", &backward);
   m.def("start_recording", &start_recording,
         "Tensors: (name, address, bytes, bytes per element, whether it is an output).");
-  m.def("stop_recording", &stop_recording, "A dict per launch: see tests/simt/memory.h.");
+  m.def("stop_recording", &stop_recording, "A dict per launch: see tests/simt/simt.h.");
   m.def(
       "set_schedule",
       [](unsigned resident, uint64_t seed) {
-        simt::schedule().resident = resident;
-        simt::schedule().seed = seed;
+        simt::schedule.resident = resident;
+        simt::schedule.seed = seed;
       },
       py::arg("resident") = 1, py::arg("seed") = 0);
 }

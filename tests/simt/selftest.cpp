@@ -20,11 +20,12 @@ double warp_sum(double value) {
 }
 
 // Every block sums `threads` numbers, [rounds][threads], through shuffles and shared memory.
-void sum_kernel(const std::vector<double>& x, unsigned rounds, std::vector<double>& sums) {
+void sum_kernel(const std::vector<double>& x, unsigned threads, unsigned rounds,
+                std::vector<double>& sums) {
   double* partial = static_cast<double*>(shared_memory());  // [warps]
-  const unsigned thread = thread_index(), warps = block_threads() / kWarpThreads;
+  const unsigned thread = thread_index(), warps = threads / kWarpThreads;
   for (unsigned round = 0; round < rounds; round++) {
-    const double part = warp_sum(x[round * block_threads() + thread]);
+    const double part = warp_sum(x[round * threads + thread]);
     if (thread % kWarpThreads == 0) partial[thread / kWarpThreads] = part;
     sync_threads();
     if (thread == 0) {
@@ -40,7 +41,7 @@ std::vector<double> sums_of(unsigned blocks, unsigned threads, unsigned rounds) 
   std::vector<double> x(rounds * threads), sums(blocks * rounds, NAN);
   for (size_t i = 0; i < x.size(); i++) x[i] = std::sin(double(i));
   launch({"sum", blocks, threads, threads / kWarpThreads * sizeof(double)},
-         [&] { sum_kernel(x, rounds, sums); });
+         [&] { sum_kernel(x, threads, rounds, sums); });
   for (size_t i = 0; i < sums.size(); i++) {
     double exact = 0;
     for (unsigned t = 0; t < threads; t++) exact += x[i % rounds * threads + t];
@@ -56,8 +57,8 @@ std::string sum() {
 
 std::string same_bits() {
   const std::vector<double> in_order = sums_of(6, 256, 3);
-  for (schedule().resident = 1; schedule().resident <= 3; schedule().resident++) {
-    for (schedule().seed = 1; schedule().seed <= 20; schedule().seed++) {
+  for (schedule.resident = 1; schedule.resident <= 3; schedule.resident++) {
+    for (schedule.seed = 1; schedule.seed <= 20; schedule.seed++) {
       const std::vector<double> sums = sums_of(6, 256, 3);
       expect(std::memcmp(sums.data(), in_order.data(), sums.size() * sizeof(double)) == 0,
              "equal bits");
@@ -68,7 +69,7 @@ std::string same_bits() {
 
 // Threads leave marks in the order in which they run after each barrier.
 std::vector<unsigned> trace_of(uint64_t seed) {
-  schedule() = {2, seed, 100};
+  schedule = {2, seed, 100};
   std::vector<unsigned> trace;
   launch({"trace", 3, 64, 0}, [&] {
     for (int i = 0; i < 3; i++) {
@@ -106,10 +107,10 @@ std::string partial_warps() {
 
 std::string poison() {
   unsigned poisoned = 0;
-  schedule().resident = 2;
+  schedule.resident = 2;
   launch({"poison", 5, 32, 100 * sizeof(float)}, [&] {
     float* shared = static_cast<float*>(shared_memory());
-    expect(reinterpret_cast<uintptr_t>(shared) % kSharedAlignment == 0, "aligned shared memory");
+    expect(reinterpret_cast<uintptr_t>(shared) % 16 == 0, "aligned shared memory");
     for (unsigned i = thread_index(); i < 100; i += 32) {
       poisoned += std::isnan(shared[i]);
       shared[i] = 0;
@@ -121,8 +122,8 @@ std::string poison() {
 
 // Block 0 waits for what block 1 publishes.
 std::string pipeline(unsigned resident, uint64_t seed) {
-  schedule().resident = resident;
-  schedule().seed = seed;
+  schedule.resident = resident;
+  schedule.seed = seed;
   unsigned ready = 0;
   double product = 0, consumed = 0;
   const std::string message = report({"pipeline", 2, 64, 0}, [&] {

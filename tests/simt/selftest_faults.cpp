@@ -11,7 +11,7 @@ using namespace simt;
 // A warp that is ahead overwrites what thread 0 has yet to read: one barrier too few.
 std::string missing_barrier() {
   unsigned wrong = 0;
-  for (schedule().seed = 1; schedule().seed <= 20; schedule().seed++) {
+  for (schedule.seed = 1; schedule.seed <= 20; schedule.seed++) {
     unsigned seen = 0;
     launch({"racy", 1, 64, sizeof(unsigned)}, [&] {
       unsigned* shared = static_cast<unsigned*>(shared_memory());
@@ -65,22 +65,6 @@ std::string exception() {
   });
 }
 
-// Fills the stack down to `bytes` below `top`. AddressSanitizer may keep arrays elsewhere, not
-// alloca.
-int descend(const char* top, long bytes) {
-  volatile char* const frame = static_cast<volatile char*>(__builtin_alloca(256));
-  for (int i = 0; i < 256; i++) frame[i] = static_cast<char>(bytes);
-  if (top - static_cast<const char*>(__builtin_frame_address(0)) > bytes) return 0;
-  return descend(top, bytes) + frame[0];
-}
-
-std::string stack_overflow() {
-  return report({"recurses", 1, 64, 0}, [] {
-    const long bytes = thread_index() == 3 ? 68 * 1024 : 48 * 1024;
-    descend(static_cast<const char*>(__builtin_frame_address(0)), bytes);
-  });
-}
-
 // Every failure unwinds the frames of all threads (a leak shows under AddressSanitizer), and the
 // next launch is not disturbed.
 std::string recovery() {
@@ -91,7 +75,7 @@ std::string recovery() {
     std::string text;
     ~Local() { destroyed++; }
   };
-  schedule().resident = 2;
+  schedule.resident = 2;
   for (int round = 0; round < 3; round++) {
     const std::string message = report({"throws", 4, 64, 0}, [&] {
       Local local{destroyed, text};
@@ -103,7 +87,7 @@ std::string recovery() {
            message);
     expect(destroyed == 128, "128 locals destroyed, not " + std::to_string(destroyed));
     destroyed = 0;
-    exited_lane(), divergent_barrier(), stack_overflow();
+    exited_lane(), divergent_barrier();
     unsigned sum = 0;
     launch({"sums", 3, 256, 0}, [&] {
       sync_threads();
@@ -121,7 +105,8 @@ std::string misuse() {
          "wide block");
   const std::string nested =
       report({"outer", 1, 32, 0}, [] { launch({"inner", 1, 32, 0}, [] {}); });
-  expect(nested == "outer: block 0: thread 0: inner: launched from inside a kernel", nested);
+  expect(nested == "outer: block 0: thread 0: inner: launch of 1 blocks of 32 threads, by a thread",
+         nested);
   try {
     thread_index();
   } catch (const std::logic_error& error) {
@@ -131,7 +116,7 @@ std::string misuse() {
 }
 
 // For AddressSanitizer: an element past the end of shared memory, of an array on a fiber's stack,
-// and a pointer into the shared memory of a block that has ended.
+// of that stack, and a pointer into the shared memory of a block that has ended.
 std::string past_shared_memory() {
   launch({"overruns", 2, 32, 33 * sizeof(float)}, [] {
     static_cast<volatile float*>(shared_memory())[thread_index() + 2] = 1;  // the last index is 33
@@ -145,6 +130,23 @@ std::string past_local_array() {
     float* volatile element = local;  // out of sight of the compiler
     sync_threads();
     if (thread_index() == 31) element[8] = 1;
+  });
+  return "not caught";
+}
+
+// Fills the stack down to `bytes` below `top`. AddressSanitizer may keep arrays elsewhere, not
+// alloca.
+int descend(const char* top, long bytes) {
+  volatile char* const frame = static_cast<volatile char*>(__builtin_alloca(256));
+  for (int i = 0; i < 256; i++) frame[i] = static_cast<char>(bytes);
+  if (top - static_cast<const char*>(__builtin_frame_address(0)) > bytes) return 0;
+  return descend(top, bytes) + frame[0];
+}
+
+std::string stack_overflow() {
+  launch({"recurses", 1, 64, 0}, [] {
+    const long bytes = thread_index() == 3 ? 68 * 1024 : 48 * 1024;
+    descend(static_cast<const char*>(__builtin_frame_address(0)), bytes);
   });
   return "not caught";
 }

@@ -1,7 +1,6 @@
 // The self-test of the SIMT harness: what a recording counts, and what it refuses.
 #include <vector>
 
-#include "memory.h"
 #include "selftest.h"
 
 namespace selftest {
@@ -11,13 +10,13 @@ using namespace simt;
 
 template <class T>
 T load(const T* address) {
-  global_access(address, sizeof(T), Access::read);
+  access(address, sizeof(T), Access::read);
   return *address;
 }
 
 template <class T>
 void store(T* address, T value) {
-  global_access(address, sizeof(T), Access::write);
+  access(address, sizeof(T), Access::write);
   *address = value;
 }
 
@@ -41,7 +40,7 @@ std::string traffic() {
     });
   }
   const std::vector<LaunchTraffic> launches = stop_recording();
-  expect(launches.size() == 2 && launches[0].kernel == "copy", "two launches");
+  expect(launches.size() == 2 && launches[0].launch.kernel == "copy", "two launches");
   const TensorTraffic &first = launches[0].tensors[0], &second = launches[1].tensors[0];
   expect(first.first_read == 256 && first.read_again == 0, "first reads");
   expect(first.read_repeatedly == 4, "a read of several lanes counted once");
@@ -61,9 +60,9 @@ uint64_t conflicts(unsigned stride) {
   launch({"shared", 1, 32, 32 * 32 * sizeof(T)}, [&] {
     T* mine = static_cast<T*>(shared_memory()) + thread_index() * stride;
     if (stride == 0 && thread_index() > 0) return;
-    shared_access(mine, sizeof(T), Access::write);
+    access(mine, sizeof(T), Access::write);
   });
-  return stop_recording().at(0).shared.conflicts;
+  return stop_recording().at(0).bank_conflicts;
 }
 
 std::string bank_conflicts() {
@@ -90,19 +89,19 @@ std::string refusal(void (*body)(float* x, float* y)) {
 std::string handing_over(bool barrier, bool release, bool acquire, bool second_barrier) {
   std::vector<float> y(64);
   unsigned flag = 0;
-  schedule().resident = 2;
+  schedule.resident = 2;
   start_recording({tensor("y", y, true)});
   const std::string message = report({"kernel", 2, 64, 0}, [&] {
     if (block_index() == 0) {
       store(&y[thread_index()], 1.f);
       if (barrier) sync_threads();
       if (thread_index() != 63) return;
-      if (release) released(&flag);
+      if (release) access(&flag, sizeof flag, Access::release);
       flag = 1;
       return;
     }
     while (thread_index() == 0 && flag == 0) spin();
-    if (thread_index() == 0 && acquire) acquired(&flag);
+    if (thread_index() == 0 && acquire) access(&flag, sizeof flag, Access::acquire);
     if (second_barrier) sync_threads();
     if (thread_index() > 0)
       while (flag == 0) spin();
@@ -112,9 +111,9 @@ std::string handing_over(bool barrier, bool release, bool acquire, bool second_b
   return message;
 }
 
-float* shared_float(unsigned i, Access access) {
+float* shared_float(unsigned i, Access kind) {
   float* address = static_cast<float*>(shared_memory()) + i;
-  shared_access(address, sizeof(float), access);
+  access(address, sizeof(float), kind);
   return address;
 }
 
@@ -162,6 +161,24 @@ Cases memory_cases() {
          return refusal([](float*, float* y) {
            if (thread_index() == 3) store(y, 1.f);
            if (thread_index() == 7) load(y);
+         });
+       }},
+      {"overwritten",
+       [] {
+         return refusal([](float*, float* y) {
+           store(y + thread_index(), 1.f);
+           sync_threads();
+           if (thread_index() == 30) load(y + 31);
+           if (thread_index() == 31) store(y + 31, 2.f);
+         });
+       }},
+      {"overwritten-late",
+       [] {
+         return refusal([](float*, float* y) {
+           store(y + thread_index(), 1.f);
+           sync_threads();
+           load(y + 31);
+           if (thread_index() == 63) store(y + 31, 2.f);
          });
        }},
       {"handed-over", [] { return handing_over(true, true, true, true); }},

@@ -36,12 +36,12 @@ inline uint32_t multiply_high(uint32_t a, uint32_t b) {
 // of release and acquire only.
 inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
 inline void publish(uint32_t* counter) {
-  simt::released(counter);
+  simt::access(counter, sizeof *counter, simt::Access::release);
   ++*counter;
 }
 inline void await(uint32_t* counter, uint32_t count) {
   while (*static_cast<volatile uint32_t*>(counter) < count) simt::spin();
-  simt::acquired(counter);
+  simt::access(counter, sizeof *counter, simt::Access::acquire);
 }
 
 template <typename T>
@@ -53,14 +53,14 @@ SEBLOCK_DEVICE void store_streaming(T* address, const T& value) {
   *address = value;
 }
 
-// The harness hears of every access before it happens: see tests/simt/memory.h.
+// The harness hears of every access before it happens: see tests/simt/simt.h.
 template <typename T>
 SEBLOCK_DEVICE void before_load(const T* address) {
-  simt::global_access(address, sizeof(T), simt::Access::read);
+  simt::access(address, sizeof(T), simt::Access::read);
 }
 template <typename T>
 SEBLOCK_DEVICE void before_store(const T* address) {
-  simt::global_access(address, sizeof(T), simt::Access::write);
+  simt::access(address, sizeof(T), simt::Access::write);
 }
 
 // Shared memory as an array of T, like a T*.
@@ -71,11 +71,11 @@ class Shared {
    public:
     SEBLOCK_DEVICE explicit Element(T* address) : address_(address) {}
     SEBLOCK_DEVICE operator T() const {
-      simt::shared_access(address_, sizeof(T), simt::Access::read);
+      simt::access(address_, sizeof(T), simt::Access::read);
       return *address_;
     }
     SEBLOCK_DEVICE void operator=(T value) {
-      simt::shared_access(address_, sizeof(T), simt::Access::write);
+      simt::access(address_, sizeof(T), simt::Access::write);
       *address_ = value;
     }
     void operator=(const Element&) = delete;
