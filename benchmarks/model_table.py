@@ -38,10 +38,12 @@ class Step:
     def cost_ratio(self) -> float:
         """The headline: what fused SE costs over what plain SE costs; NaN if that is within noise.
 
-        Noise: the step without SE, from its p20 to its p80.
+        Noise: the step without SE, from its p20 to its p80; and a fused cost below 0.
         """
         bare = self.rows.get("none")
         if bare is None or not self.cost_ms("plain") > bare.p80_ms - bare.p20_ms:
+            return math.nan
+        if self.cost_ms("fused") < 0:
             return math.nan
         return self.cost_ms("fused") / self.cost_ms("plain")
 
