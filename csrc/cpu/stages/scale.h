@@ -50,6 +50,7 @@ struct Planes {
     if (left > 0) return;
     for (; left <= 0; left += size) ++plane;
   }
+  // To be called where a walk goes on after advance(): at the end there is no such plane.
   SEBLOCK_INLINE void reach() { factor = op.one(plane); }
 };
 
@@ -195,25 +196,22 @@ struct Scale {
     if (const int64_t before = at_most(to_boundary(i), end - i); before > 0) {
       part(lines.op, i, before, lines.across(before));
       lines.advance(before);
-      lines.reach();
       i += before;
     }
     while (i + K <= end) {
+      lines.reach();
       const int64_t whole = at_most(lines.left, end - i) / K * K;
       for (int64_t k = 0; k < whole; k += K) {
         put<kStream>(lines.op, i + k, lines.at(k));
         if (kStream && (i + k) % kLine < K) next.at(i + k);
       }
-      i += whole;
-      lines.advance(whole);
-      if (i + K > end) break;
-      lines.reach();
-      if (lines.left >= K) continue;
-      put<kStream>(lines.op, i, lines.across(K));
-      if (kStream && i % kLine < K) next.at(i);
-      i += K;
-      lines.advance(K);
-      lines.reach();
+      if (whole == 0) {  // the border of two lines
+        put<kStream>(lines.op, i, lines.across(K));
+        if (kStream && i % kLine < K) next.at(i);
+      }
+      const int64_t done = at_least(whole, K);
+      lines.advance(done);
+      i += done;
     }
     if (i < end) {
       lines.reach();
