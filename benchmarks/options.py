@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.problems import DTYPES, LAYOUTS
-from benchmarks.providers import DIRECTIONS, ON_CUDA_ONLY, PROVIDERS
+from benchmarks.providers import DIRECTIONS, GRAPHS, PROVIDERS
 from seblock_cuda._ops import cuda_unusable_reason
 
 CPU_MAX_MB = 64.0
@@ -86,13 +86,14 @@ def settings(options: argparse.Namespace) -> Setting:
         max_mb = QUICK_MAX_MB
     elif max_mb is None and on_cpu:
         max_mb = CPU_MAX_MB
-    chosen = options.providers or ["fused", "plain", *([] if on_cpu else ["compile"]), "copy"]
+    quick = ["fused", "fused_graph", "plain", *([] if on_cpu else ["compile"]), "copy"]
+    chosen = options.providers or quick
     return Setting(
         device,
         options.threads,
         options.seconds or (0.02 if options.quick else 0.3),
         max_mb,
         options.direction,
-        [name for name in chosen if not (on_cpu and name in ON_CUDA_ONLY)],
+        [name for name in chosen if not (on_cpu and name in GRAPHS)],
         ["hot"] if on_cpu else options.cache or ["cold"],
     )

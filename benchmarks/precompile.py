@@ -11,9 +11,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, TimeoutError, as_completed
 from dataclasses import replace
 
 import torch
@@ -48,19 +47,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.no_compile:
         print("\n".join(map(str, cases)))
         return 0
-    deadline = time.monotonic() + (options.budget or float("inf"))
+    finished = compile_all(cases, setting, options.jobs, options.budget)
+    print(f"{finished} of {len(cases)} cases compiled")
+    return INCOMPLETE if finished < len(cases) else 0
+
+
+def compile_all(cases: Sequence[Case], setting: Setting, jobs: int, seconds: float | None) -> int:
+    """How many were finished in that time; what is not finished then is stopped."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the processes are parallel enough
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+    finished = 0
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(compile_case, case, setting): case for case in cases}
-        for future in tqdm(as_completed(futures), total=len(cases), unit="case", disable=None):
-            if not future.cancelled() and (error := future.exception()):
-                tqdm.write(f"not compiled: {futures[future]}: {error}")
-            if time.monotonic() > deadline:
-                pool.shutdown(wait=False, cancel_futures=True)
-    left = sum(future.cancelled() for future in futures)
-    print(f"{len(cases) - left} of {len(cases)} cases compiled")
-    return INCOMPLETE if left else 0
+        done = as_completed(futures, seconds)
+        try:
+            for future in tqdm(done, total=len(cases), unit="case", disable=None):
+                finished += 1
+                if error := future.exception():
+                    tqdm.write(f"not compiled: {futures[future]}: {error}")
+        except TimeoutError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+    return finished
 
 
 if __name__ == "__main__":

@@ -204,6 +204,23 @@ def test_cuda_calls_take_turns_and_rotate(monkeypatch: pytest.MonkeyPatch) -> No
     assert order[-6:] == ["a0", "a1", "b0"] * 2
 
 
+def test_launches_are_those_of_one_call_and_no_annotations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the CPU's operators in the place of a GPU's kernels."""
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        with torch.profiler.record_function("## Call CompiledFxGraph ##"):
+            torch.ones(()).add_(1) if len(calls) == 1 else torch.ones(()).mul_(1)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    names = {name for name, _ in timing.device_activities(call, torch.autograd.DeviceType.CPU)}
+    assert "aten::mul_" in names and "aten::add_" not in names
+    assert all(name.startswith("aten::") for name in names), names
+
+
 def test_ratios_of_a_comparison() -> None:
     def row(provider: str, ms: float, passes: int) -> OpRow:
         is_copy = provider == "copy"
@@ -249,6 +266,23 @@ def no_gradient_through_the_gate(problem: Problem) -> Tensor:
 
 def not_a_number(problem: Problem) -> Tensor:
     return providers.fused(problem) * torch.nan
+
+
+def test_a_rival_is_judged_without_tf32_and_timed_as_users_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def rounds_where_tf32_may_be(problem: Problem) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return providers.plain(problem) * (1.001 if seen[-1] else 1)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setitem(providers.PROVIDERS, "compile", rounds_where_tf32_may_be)
+    options = ("--rows", "23", "--layout", "nchw", "--direction", "both", "--providers", "compile")
+    assert quick(tmp_path, *options) == 0
+    assert [row.provider for row in read_csv(tmp_path / "op.csv", OpRow)] == ["compile"]
+    assert not seen[0] and seen[-1]
 
 
 def other_layout(problem: Problem) -> Tensor:
