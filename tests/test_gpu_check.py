@@ -21,6 +21,7 @@ pytest.importorskip("timm")
 
 from benchmarks import gpu_check, gpu_parts, gpu_run
 from benchmarks.gpu_parts import Command, Part
+from benchmarks.record import ROOT
 
 DATA = ("op.csv", "model.csv", "scaling.csv", "truth.json", "environment.json", "model.svg")
 
@@ -67,6 +68,7 @@ def test_limits_fit() -> None:
     assert list(known) == [
         "build",
         "test",
+        "strategies",
         "sanitize",
         "truth",
         "compile",
@@ -76,18 +78,19 @@ def test_limits_fit() -> None:
         "plot",
     ]
     assert all(part.seconds <= 540 for part in known.values())
+    assert (ROOT / gpu_parts.STRATEGIES).is_file()
     tools = [tool for command in known["sanitize"].commands for tool in command.words]
     assert set(gpu_parts.SANITIZERS) <= set(tools)
     assert known["build"].environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
 
 
-def part(*programs: str, seconds: float = 30, **more: object) -> Part:
-    commands = [Command([sys.executable, "-c", program]) for program in programs]
+def part(*code: str, seconds: float = 30, **more: object) -> Part:
+    commands = [Command([sys.executable, "-c", program]) for program in code]
     return replace(Part("trial", "a trial", commands, seconds), **more)  # type: ignore[arg-type]
 
 
 def outcome(trial: Part, folder: Path, seconds: float = 60) -> gpu_run.Outcome:
-    return gpu_run.run_part(trial, folder, time.monotonic() + seconds, False, "abc")
+    return gpu_run.run_part(trial, folder, time.monotonic() + seconds, None, "abc")
 
 
 def test_verdicts(tmp_path: Path) -> None:
@@ -96,8 +99,52 @@ def test_verdicts(tmp_path: Path) -> None:
     assert (failed.verdict, failed.detail) == ("failed", "exit code 7: why")
     partial = outcome(part("print('3 of 9 left'); raise SystemExit(3)"), tmp_path)
     assert (partial.verdict, partial.detail) == ("partial", "3 of 9 left")
-    missing = outcome(part("pass", programs=("no-such-program",), modules=("no_such",)), tmp_path)
-    assert (missing.verdict, missing.detail) == ("missing tool", "no-such-program, no_such")
+
+
+def test_what_is_missing_is_named_and_the_rest_runs(tmp_path: Path) -> None:
+    missing = outcome(part("print('ran')", modules=("no_such",)), tmp_path)
+    assert (missing.verdict, missing.detail) == ("missing tool", "no_such")
+    assert "ran" not in (tmp_path / "trial.log").read_text()
+    trial = part("print('ran')")
+    trial = replace(trial, commands=[Command(["no-such-program"]), *trial.commands])
+    missing = outcome(trial, tmp_path)
+    assert (missing.verdict, missing.detail) == ("missing tool", "no-such-program")
+    assert "ran" in (tmp_path / "trial.log").read_text()
+
+
+def test_the_build_looks_for_compilers_where_setup_py_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pip's nvcc is on no PATH."""
+    monkeypatch.setenv("PATH", "")
+    assert gpu_run.missing_tools(gpu_parts.parts("9.0")["build"]) == []
+
+
+def test_a_build_that_fails_says_why(tmp_path: Path) -> None:
+    failed = outcome(
+        part("print('error: no nvcc. Tried:\\n  here'); raise SystemExit(1)"), tmp_path
+    )
+    assert failed.detail == "exit code 1: error: no nvcc. Tried:"
+
+
+def test_compiling_ahead_ends_with_its_budget(tmp_path: Path) -> None:
+    """Four cases take minutes on a CPU; what is being compiled when the time is over is stopped."""
+    options = "--device cpu --rows 7 23 --quick --max-mb 0.1 --jobs 1 --budget 2"
+    command = Command([sys.executable, "-m", "benchmarks.precompile", *options.split()])
+    ended = outcome(Part("compile", "", [command], 60), tmp_path)
+    assert (ended.verdict, ended.detail) == ("partial", "0 of 4 cases compiled")
+
+
+def test_tests_that_are_stopped_tell_what_they_found(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_fails(): assert False, 'found'\ndef test_slow(): time.sleep(60)\n"
+    )
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}")
+    words += ("--junitxml={results}/slow.xml", str(tmp_path / "test_slow.py"))
+    command = Command([sys.executable, *words])
+    stopped = outcome(Part("slow", "", [command], 6, modules=("pytest",)), tmp_path)
+    assert stopped.verdict == "timed out" and "1 failures" in stopped.detail
+    assert "found" in (tmp_path / "slow.log").read_text()
 
 
 def test_a_part_is_stopped_with_its_children(tmp_path: Path) -> None:
@@ -110,10 +157,11 @@ def test_a_part_is_stopped_with_its_children(tmp_path: Path) -> None:
 
 def test_tests_that_were_all_skipped_prove_nothing(tmp_path: Path) -> None:
     report = '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="{}"/></testsuites>'
-    (tmp_path / "test.xml").write_text(report.format(3))
-    assert outcome(part("pass", name="test"), tmp_path).verdict == "failed"
-    (tmp_path / "test.xml").write_text(report.format(1))
-    ran = outcome(part("pass", name="test"), tmp_path)
+    trial = part("pass", modules=("pytest",))
+    (tmp_path / "trial.xml").write_text(report.format(3))
+    assert outcome(trial, tmp_path).verdict == "failed"
+    (tmp_path / "trial.xml").write_text(report.format(1))
+    ran = outcome(trial, tmp_path)
     assert (ran.verdict, ran.detail) == ("ok", "2 passed, 0 failures, 0 errors, 1 skipped")
 
 
