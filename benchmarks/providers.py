@@ -9,6 +9,7 @@ up. For torch.compile that is its best case, without the copies into static buff
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,11 @@ def graph_call(provider: Provider, problem: Problem, direction: str) -> Call:
     """The same as one replay of a CUDA graph."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # a backward runs on the stream of its forward
+    with torch.cuda.stream(stream):  # a backward runs on the stream of its forward, and of the
+        leaves = {  # first use of its leaves: these are of no other call
+            name: tensor.detach().requires_grad_() for name, tensor in problem.inputs.items()
+        }
+        problem = replace(problem, **leaves)
         call = direction_call(provider, problem, direction)
         for _ in range(3):
             call()
@@ -118,7 +123,7 @@ def graph_call(provider: Provider, problem: Problem, direction: str) -> Call:
 
     def replay() -> object:
         graph.replay()
-        return results
+        return call, results  # the graph reads what the call's forward has saved
 
     return replay
 
