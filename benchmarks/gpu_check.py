@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if every part that ran is ok, 1 if not, 2 if there is no GPU."""
     options = _arguments(argv)
     if not options.dry_run and not torch.cuda.is_available():
-        print("error: PyTorch sees no CUDA device: check nvidia-smi; --dry-run needs none")
+        print(f"error: {no_device()}; --dry-run needs none")
         return 2
     known = parts(_architecture())
     folder = _open_folder(options.work, options.dry_run)
@@ -74,6 +74,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "gpu-check", help="where")
     return parser.parse_args(argv)
+
+
+def no_device() -> str:
+    """Why there is nothing to check on."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is a build without CUDA: install one for this GPU"
+    return f"PyTorch, built for CUDA {torch.version.cuda}, sees no CUDA device: check nvidia-smi"
 
 
 def _architecture() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def parser(program: str, about: str) -> argparse.ArgumentParser:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where the kernels can run.
+    """`auto` is CUDA where the kernels can run; where there is a GPU and they cannot, it says why.
 
     Raises:
         ValueError: CUDA was asked for and cannot be used; the message says why.
@@ -75,6 +76,8 @@ def choose_device(name: str) -> torch.device:
     reason = cuda_unusable_reason()
     if name == "cuda" and reason:
         raise ValueError(f"--device cuda: {reason}")
+    if name == "auto" and reason and torch.cuda.is_available():
+        print(f"measured on the CPU: {reason}", file=sys.stderr)
     return torch.device("cpu" if name == "cpu" or reason else "cuda")
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from benchmarks.op import INCOMPLETE, Case, cases_of
+from benchmarks.op import INCOMPLETE, UNSERVED, Case, cases_of
 from benchmarks.options import Setting, parser, settings
 from benchmarks.providers import PROVIDERS, direction_call
 from benchmarks.workloads import load, select
@@ -35,15 +35,19 @@ def compile_case(case: Case, setting: Setting) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 3 if the budget ended before the last case."""
+    """Returns 0, 2 if the options are bad, or 3 if the budget ended before the last case."""
     arguments = parser("benchmarks.precompile", "Compiles what benchmarks.op will time.")
     arguments.add_argument("--network", nargs="+", help="only these networks of the table")
     arguments.add_argument("--rows", nargs="+", type=int, help="only these rows, from 0")
     arguments.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     arguments.add_argument("--no-compile", action="store_true", help="only list the cases")
     options = arguments.parse_args(argv)
-    setting = replace(settings(options), directions=["forward", "both"])
-    cases = cases_of(options, select(load(), options.network, options.rows))
+    try:
+        setting = replace(settings(options), directions=["forward", "both"])
+        cases = cases_of(options, select(load(), options.network, options.rows))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNSERVED
     if options.no_compile:
         print("\n".join(map(str, cases)))
         return 0

@@ -19,7 +19,7 @@ pytest.importorskip("tabulate")
 pytest.importorskip("matplotlib")
 pytest.importorskip("timm")
 
-from benchmarks import gpu_check, gpu_parts, gpu_run
+from benchmarks import gpu_check, gpu_parts, gpu_run, options
 from benchmarks.gpu_parts import Command, Part
 from benchmarks.record import ROOT
 
@@ -169,8 +169,27 @@ def test_without_a_gpu_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert gpu_check.main([]) == 2
-    assert "--dry-run" in capsys.readouterr().out
+    for version, reason in ((None, "a build without CUDA"), ("13.0", "built for CUDA 13.0, sees")):
+        monkeypatch.setattr("torch.version.cuda", version)
+        assert gpu_check.main([]) == 2
+        shown = capsys.readouterr().out
+        assert "--dry-run" in shown and reason in shown
+
+
+def test_benchmarks_run_on_the_gpu_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Left to choose, they would measure the CPU where the library cannot be used."""
+    for name in ("truth", "compile", "op", "model", "scaling"):
+        for command in gpu_parts.parts("9.0")[name].commands:
+            words = " ".join(gpu_parts.fill(command, Path("results"), 60, None))
+            assert "--device cuda" in words and "{" not in words
+    monkeypatch.setattr(options, "cuda_unusable_reason", lambda: "built for 7.5")
+    with pytest.raises(ValueError, match=r"--device cuda: built for 7\.5"):
+        options.choose_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert options.choose_device("auto").type == "cpu"
+    assert "measured on the CPU: built for 7.5" in capsys.readouterr().err
 
 
 def test_folder_names() -> None:
