@@ -192,6 +192,10 @@ def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
     return bits.bool().as_strided(x.shape, _output_like(x).stride())
 
 
+# Of each op: the results, allocated in the order in which the op allocates them. For torch.compile,
+# export and meta tensors, which need shapes, dtypes and strides, and for _call.
+
+
 def _fake_forward(
     x: Tensor,
     reduce_weight: Tensor,
@@ -206,9 +210,10 @@ def _fake_forward(
     check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
     acc = accumulation_dtype(x.dtype)
     n, c, r = x.shape[0], x.shape[1], reduce_weight.shape[0]
-    pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
+    y = _output_like(x)
     mask = x.new_empty(mask_bytes(x) if tail == TAIL_ADD_RELU else 0, dtype=torch.uint8)
-    return _output_like(x), pooled, z1, gates, mask
+    pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
+    return y, pooled, z1, gates, mask
 
 
 def _fake_backward(
@@ -226,14 +231,21 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     r, c = reduce_weight.shape[:2]
     weights = torch.promote_types(reduce_weight.dtype, expand_weight.dtype)
-    return (
-        _output_like(x),
-        reduce_weight.new_empty(reduce_weight.shape, dtype=weights),
-        expand_weight.new_empty(expand_weight.shape, dtype=weights),
-        reduce_weight.new_empty(r, dtype=weights),
-        reduce_weight.new_empty(c, dtype=weights),
-        _output_like(x) if tail == TAIL_ADD_RELU else x.new_empty(0),
-    )
+    dx = _output_like(x)
+    dresidual = _output_like(x) if tail == TAIL_ADD_RELU else x.new_empty(0)
+    dreduce = reduce_weight.new_empty(reduce_weight.shape, dtype=weights)
+    dexpand = expand_weight.new_empty(expand_weight.shape, dtype=weights)
+    dbiases = (reduce_weight.new_empty(width, dtype=weights) for width in (r, c))
+    return dx, dreduce, dexpand, *dbiases, dresidual  # type: ignore[return-value]
+
+
+def _allocate(fake: Callable[..., Any], arguments: tuple[Any, ...], missing: int) -> None:
+    """Allocates what an op does: copies of what is not read where it lies, results, workspace."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    copies = [torch.empty_like(t) for t in tensors if t.dim() > 2 and not is_native(t)]
+    results = fake(*arguments)
+    tensors[0].new_empty(missing, dtype=torch.uint8)
+    del copies, results
 
 
 def _call(op: Any, fake: Callable[..., Any], *arguments: Any) -> Any:
@@ -249,8 +261,7 @@ def _call(op: Any, fake: Callable[..., Any], *arguments: Any) -> Any:
         if missing is None:
             raise
         try:
-            results = fake(*arguments)
-            results[0].new_empty(int(missing[1]), dtype=torch.uint8)  # a workspace, a copy of x
+            _allocate(fake, arguments, int(missing[1]))
         except RuntimeError as cause:
             # without its frames, which would keep the tensors alive
             raise cause.with_traceback(None) from None
@@ -258,7 +269,6 @@ def _call(op: Any, fake: Callable[..., Any], *arguments: Any) -> Any:
 
 
 if load_error is None:
-    # shapes, dtypes and strides of the results, for torch.compile, export and meta tensors
     torch.library.register_fake("seblock_cuda::se_forward", _fake_forward)
     torch.library.register_fake("seblock_cuda::se_backward", _fake_backward)
     # the overloads themselves: finding them by name costs as much as running a small layer

@@ -1,4 +1,4 @@
-"""Fixtures: the devices that a test runs on, its threads and precision, and the SIMT harness."""
+"""Fixtures and hooks: devices, threads, precision, the SIMT harness, the stand-in for CUDA."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 from benchmarks.precision import full_float32
 from seblock_cuda import _ops
+from tests.standin.session import pytest_runtest_makereport as pytest_runtest_makereport
+from tests.standin.session import pytest_runtest_protocol as pytest_runtest_protocol
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

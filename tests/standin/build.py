@@ -28,9 +28,9 @@ MAJOR = "13"  # of the CUDA runtime: another one has other functions
 KERNEL = re.compile(r" [tTW] (_ZN7seblock4cuda\w+_kernelI\w+)$", re.M)
 # Two devices unlike each other: what is asked of one must not be taken for the other.
 DEVICES = {
-    "STANDIN_MEGABYTES": "1024",
+    "STANDIN_MEGABYTES": "256",
     "STANDIN_MULTIPROCESSORS": "4,6",
-    "STANDIN_SHARED_KB": "227,99",
+    "STANDIN_SHARED_KB": "227,163",
     "STANDIN_L2_MEGABYTES": "50,1",
 }
 
@@ -179,13 +179,11 @@ def environment(root: Path | None = None, **settings: str) -> dict[str, str]:
     }
 
 
-def compile_commands(name: str) -> list[str]:
-    """The command, without input and output, by which setup.py compiles the object `name`."""
+def compile_command(name: str) -> list[str]:
+    """The command, but for input and output, by which setup.py compiles the object `name`."""
     text = _product()[1]
-    found = re.search(
-        rf"^build objects/{re.escape(name)}\b[^:]*: (\w+) .*\n  flags = (.*)$", text, re.M
-    )
-    assert found, name
-    tool = re.search(rf"^{found[1].replace('cxx', 'cxx')} = (.*)$", text, re.M)
-    assert tool, found[1]
-    return [*shlex.split(tool[1]), *shlex.split(found[2].replace("$$", "$"))]
+    edge = rf"^build objects/{re.escape(name)}\b[^:]*: (\w+) .*\n  flags = (.*)$"
+    found = re.search(edge, text, re.M)
+    compiler = re.search(rf"^{found[1]} = (.*)$", text, re.M) if found else None
+    assert found and compiler, f"setup.py's build.ninja does not make {name}"
+    return shlex.split(f"{compiler[1]} {found[2]}".replace("$$", "$"))

@@ -3,10 +3,9 @@
     python -m tests.standin.run python -m seblock_cuda
     python -m tests.standin.run python -m pytest -p tests.standin.via_cpu -m gpu tests/test_op.py
 
-It runs in a copy of the checkout (build/standin/tree) whose files are links to those here. Only this
-package's kernels run; with tests.standin.via_cpu imported, torch's own too, on the CPU. Variables
-that change the devices: see `DEVICES` in tests/standin/build.py and csrc... `setting` in
-tests/standin/runtime.
+It runs in a copy of the checkout, build/standin/tree, whose files are links to those here. Of the
+kernels only this package's run; with tests.standin.via_cpu also torch's own, on the CPU. Variables
+STANDIN_... change the devices: `DEVICES` in tests/standin/build.py.
 """
 
 from __future__ import annotations

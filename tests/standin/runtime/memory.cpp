@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kReserved = size_t{1} << 40, kPage = 4096;
 
-size_t pages(size_t bytes) { return (std::max<size_t>(bytes, 1) + kPage - 1) / kPage * kPage; }
+size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 uintptr_t number(const void* address) { return reinterpret_cast<uintptr_t>(address); }
 std::string hex(const void* address) {
   char text[32];
@@ -138,6 +138,7 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
   Lock lock(everything);
   initialise();
   *out = nullptr;
+  if (!bytes) return cudaSuccess;
   RETURN_IF(refused_in_capture("cudaMalloc"));
   RETURN_IF(state(current_device));
   RETURN_IF(planned("cudaMalloc"));
@@ -149,7 +150,7 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
   memset(reinterpret_cast<void*>(memory.next), 0xff, size);  // NaN
   if (!memory.opened) Memory::protect(memory.next, size, PROT_NONE);
   // At the end of its pages, as far as an alignment of 16 bytes allows: what follows is a gap.
-  const uintptr_t address = memory.next + (size - std::max<size_t>(bytes, 1)) / 16 * 16;
+  const uintptr_t address = memory.next + (size - bytes) / 16 * 16;
   *out = reinterpret_cast<void*>(address);
   memory.allocated[address] = bytes;
   memory.used += size;
@@ -163,7 +164,7 @@ cudaError_t cudaFree(void* address) {
   if (!address) return cudaSuccess;
   RETURN_IF(refused_in_capture("cudaFree"));
   const int device = owner(address);
-  RETURN_IF(check_range(address, 1, -1, "cudaFree"));
+  if (device < 0) return fault(cudaErrorInvalidValue, "cudaFree: " + describe(address));
   Memory& memory = memories[device];
   const auto found = memory.allocated.find(number(address));
   if (found == memory.allocated.end())
