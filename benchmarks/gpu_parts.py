@@ -63,9 +63,8 @@ def _tests(name: str, option: str, about: str) -> Part:
     return Part(name, about, [command], 540, modules=("pytest",))
 
 
-_OP_DRY = (
-    "--quick --max-mb 0.1 --seconds 0.001 --providers fused fused_graph plain copy --threads 1"
-)
+_OP_DRY = "--quick --max-mb 0.1 --seconds 0.001 --threads 1 --layout nhwc"
+_OP_DRY += " --providers fused fused_graph plain copy"
 _OP = ("--layout", "nchw", "nhwc", "--cache", "cold", "hot", "--seconds", "0.06")
 _OP_PROVIDERS = ("--providers", "fused", "fused_graph", "plain", "compile", "compile_graph", "copy")
 _BENCHMARK_MODULES = ("tabulate", "tqdm", "numpy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import tarfile
 import time
@@ -21,7 +22,8 @@ pytest.importorskip("timm")
 
 from benchmarks import gpu_check, gpu_parts, gpu_run, options
 from benchmarks.gpu_parts import Command, Part
-from benchmarks.record import ROOT
+from benchmarks.record import ROOT, OpRow, read_csv
+from seblock_cuda import _core
 
 DATA = ("op.csv", "model.csv", "scaling.csv", "truth.json", "environment.json", "model.svg")
 
@@ -60,6 +62,55 @@ def test_every_command_runs_on_a_cpu(
     (archive,) = (tmp_path / "out").iterdir()
     with tarfile.open(archive) as file:
         assert f"{folder.name}/op.csv" in file.getnames()
+
+
+SANITIZER = """#!/bin/sh
+# In the place of compute-sanitizer, whose words for these options they are: runs the program.
+while true; do
+  case "$1" in
+    --tool | --report-api-errors | --error-exitcode) shift 2 ;;
+    --*) echo "unrecognised option '$1'"; exit 255 ;;
+    *) exec "$@" ;;
+  esac
+done
+"""
+
+
+@pytest.mark.standin(STANDIN_L2_MEGABYTES="0,0")  # so that two sets of inputs are more than its L2
+@pytest.mark.usefixtures("_in_process")
+def test_every_command_runs_on_a_pretend_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As far as that goes: nothing is compiled, by torch or for torch, and nothing is timed."""
+    importlib.import_module("tests.standin.via_cpu")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "compute-sanitizer").write_text(SANITIZER)
+    (programs / "compute-sanitizer").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    built_for = _core.build_info()["architectures"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", ";".join(built_for))
+
+    parts = ["build", "test", "strategies", "sanitize", "compile", "op", "plot"]
+    work = ["--work", str(tmp_path / "work"), "--parts", *parts]
+    code = gpu_check.main(["--dry-run", "cuda", *work])
+    shown = "".join(capfd.readouterr())
+    assert code == 0, shown
+    (folder,) = (tmp_path / "work").iterdir()
+    outcomes = json.loads((folder / gpu_check.STATE).read_text())
+    assert {name: outcome["verdict"] for name, outcome in outcomes.items()} == dict.fromkeys(
+        parts, "ok"
+    ), shown
+    assert "no work to do" in (folder / "build.log").read_text()
+    assert (folder / "sanitize.log").read_text().count("cuda: 0 wrong") == 4  # and one above
+    assert "left out" not in shown and "AccumulateGrad" not in shown
+    rows = read_csv(folder / "op.csv", OpRow)
+    kinds = {(row.provider, row.direction, row.cache) for row in rows}
+    for provider in ("fused", "fused_graph", "plain"):
+        for direction in ("forward", "backward", "both"):
+            assert {(provider, direction, cache) for cache in ("cold", "hot")} <= kinds
+    assert all(row.strategy for row in rows if row.provider in ("fused", "fused_graph"))
+    assert (folder / "op_bfloat16_both_cold.svg").exists()
 
 
 def test_limits_fit() -> None:
