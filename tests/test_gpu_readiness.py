@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from seblock_cuda import explain
-from tests import cases, models
+from tests import cases, models, sanitized_shapes
 from tests.test_cuda_strategies import planned
 
 
@@ -56,3 +56,20 @@ def test_what_a_strategy_cannot_run_is_skipped_before_there_is_data(
     with pytest.raises(pytest.skip.Exception, match="float64"):
         planned("resident", cases.make_problem, cases.SHAPES["even"], torch.float64, device="cpu")
     assert drawn == []
+
+
+def test_the_sanitized_shapes_have_every_tail_in_both_layouts() -> None:
+    found = {
+        (label.split(", ")[-2], problem.residual is not None, problem.residual_activation)
+        for label, problem in sanitized_shapes.problems(few=False)
+        if problem.x.numel() and problem.x.dtype == torch.bfloat16
+    }
+    tails = [(False, None), (True, None), (True, "relu")]
+    assert found == {(layout, *tail) for layout in cases.LAYOUTS for tail in tails}
+
+
+def test_a_sanitized_run_has_the_gradient_of_the_residual() -> None:
+    problem = cases.make_problem(cases.SHAPES["7x7"], bias=True, tail="add_relu")
+    results = sanitized_shapes.run(problem, "cpu")
+    assert "dresidual" in results
+    cases.check_no_worse_than_plain(results, problem)
