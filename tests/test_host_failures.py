@@ -52,7 +52,7 @@ def leave(megabytes: int) -> list[torch.Tensor]:
     reserved = torch.cuda.memory_reserved("cuda:1")
     torch.cuda.set_per_process_memory_fraction(reserved / total, "cuda:1")
     fillers = []
-    for size in (16 * MEGABYTE, MEGABYTE, 1 << 16, 512):
+    for size in (16 * MEGABYTE, MEGABYTE + 512, 1 << 16, 512):  # beyond 1 MB, segments of their own
         try:
             while True:
                 fillers.append(torch.empty(size, dtype=torch.uint8, device="cuda:1"))

@@ -280,9 +280,17 @@ def test_torch_compile() -> None:
     assert torch.allclose(x.grad.cpu().double(), truth["dx"], atol=1e-5)
 
 
-def test_explain_asks_the_device_of_the_tensor() -> None:
-    plans = []
-    for device in DEVICES:
-        x = torch.empty(64, 256, 28, 28, device=device, dtype=torch.bfloat16)
-        plans.append(str(explain(x, torch.empty(16, 256, device=device, dtype=torch.bfloat16))))
-    assert plans[0] != plans[1]
+def test_the_plan_is_for_the_device_of_the_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits into the shared memory of one device only is refused on the other."""
+    monkeypatch.setenv("SEBLOCK_STRATEGY", "resident")
+    for channels in range(128, 512, 32):
+        problem = cases.make_problem((9, channels, (14, 14), 16), torch.bfloat16)
+        there = [control.moved(problem, device) for device in DEVICES]
+        assert explain(there[0].x, *there[0].parameters).strategy == "resident"
+        try:
+            explain(there[1].x, *there[1].parameters)
+        except ValueError:
+            break
+    check(run(there[0]), problem, "cuda:0")
+    with pytest.raises(RuntimeError, match="strategy resident"):
+        run(there[1])
