@@ -292,5 +292,5 @@ def test_the_plan_is_for_the_device_of_the_tensor(monkeypatch: pytest.MonkeyPatc
         except ValueError:
             break
     check(run(there[0]), problem, "cuda:0")
-    with pytest.raises(RuntimeError, match="strategy resident"):
+    with pytest.raises(ValueError, match="strategy resident"):
         run(there[1])
