@@ -12,13 +12,14 @@ RUN := $(VENV)/bin/python
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit sanitize bench cpu-results readme gpu-check lint format build compile-check compiled sass wheel two-torch clean
+.PHONY: help demo test audit sanitize host-path bench cpu-results readme gpu-check lint format build compile-check compiled sass wheel two-torch clean
 
 help:
 	@echo "make demo           train the small SE network, fused and plain, and compare"
 	@echo "make test           run the tests"
 	@echo "make audit          the bytes that each CUDA kernel moves, counted without a GPU"
 	@echo "make sanitize       the CUDA kernels under AddressSanitizer, without a GPU"
+	@echo "make host-path      tests marked gpu on pretend GPUs, torch's own kernels through the CPU"
 	@echo "make bench          time the layer against plain PyTorch"
 	@echo "make cpu-results    all benchmarks on this CPU, into benchmarks/results (takes long)"
 	@echo "make readme         pictures and README figures from the newest results"

@@ -8,7 +8,7 @@ this commit. Works in `out/gpu-check/<gpu>-<yyyymmdd>`, copies the data to `benc
 packs everything into the folder that the variable OUT names, if it does. The exit code is 0 if
 every part that ran is ok.
 
-`--dry-run` runs the same commands on the CPU, as small as they get.
+`--dry-run` runs the same commands on the CPU, as small as they get, `--dry-run cuda` on the GPU.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if every part that ran is ok, 1 if not, 2 if there is no GPU."""
     options = _arguments(argv)
     if not options.dry_run and not torch.cuda.is_available():
-        print("error: PyTorch sees no CUDA device: check nvidia-smi; --dry-run needs none")
+        print(f"error: {no_device()}; --dry-run needs none")
         return 2
-    known = parts(_architecture(options.dry_run))
+    known = parts(_architecture())
     folder = _open_folder(options.work, options.dry_run)
     outcomes, here = _read(folder), commit()
     for part in known.values():
@@ -65,16 +65,31 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check")
     parser.add_argument("--parts", nargs="*", choices=names, metavar="PART", help=" ".join(names))
     parser.add_argument("--minutes", type=float, default=25, help="for the whole; default 25")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, as small as it gets")
+    parser.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="cpu",
+        choices=["cpu", "cuda"],
+        help="as small as it gets, on the CPU or, with `cuda`, on the GPU",
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "gpu-check", help="where")
     return parser.parse_args(argv)
 
 
-def _architecture(dry_run: bool) -> str:
-    return "9.0" if dry_run else "{}.{}".format(*torch.cuda.get_device_capability())
+def no_device() -> str:
+    """Why there is nothing to check on."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is a build without CUDA: install one for this GPU"
+    return f"PyTorch, built for CUDA {torch.version.cuda}, sees no CUDA device: check nvidia-smi"
 
 
-def _open_folder(work: Path, dry_run: bool) -> Path:
+def _architecture() -> str:
+    if not torch.cuda.is_available():
+        return "9.0"
+    return "{}.{}".format(*torch.cuda.get_device_capability())
+
+
+def _open_folder(work: Path, dry_run: str | None) -> Path:
     """Today's folder for this GPU; what was published of today's is where it starts from."""
     name = "dry-run" if dry_run else device_slug(torch.cuda.get_device_name())
     folder = work / f"{name}-{time.strftime('%Y%m%d')}"
@@ -106,7 +121,7 @@ def _write(folder: Path, outcomes: dict[str, Outcome]) -> None:
     (folder / STATE).write_text(json.dumps(states, indent=1) + "\n")
 
 
-def _deliver(folder: Path, dry_run: bool) -> None:
+def _deliver(folder: Path, dry_run: str | None) -> None:
     """After every part, so that nothing is lost if the next one is cut off."""
     if not dry_run:
         ignored = shutil.ignore_patterns(*NO_DATA)

@@ -9,17 +9,20 @@ from pathlib import Path
 
 RESULTS = "{results}"  # in a command: the folder of this run
 BUDGET = "{budget}"  # in a command: the seconds after which it should start nothing new
+DEVICE = "{device}"  # in a dry run's arguments: cpu or cuda
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+STRATEGIES = "tests/test_cuda_strategies.py"
 # Where the shortcut is added and passed through a ReLU right after SE.
 RESIDUAL_NETWORKS = ("seresnet50", "regnety_160", "board_8x8", "board_19x19")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One process. A dry run adds `dry` to the arguments, or leaves it out where that is None."""
+    """One process. A dry run adds `dry` to the arguments; on the CPU it leaves `on_gpu` out."""
 
     words: Sequence[str]
-    dry: Sequence[str] | None = ()
+    dry: Sequence[str] = ()
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,28 +33,40 @@ class Part:
     about: str
     commands: Sequence[Command]
     seconds: float  # for all commands together
-    programs: Sequence[str] = ()
     modules: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
     equal_shares: bool = False  # of the time; or the first command may take it all
 
 
-def _python(*words: str, dry: Sequence[str] | None = ()) -> Command:
-    return Command([sys.executable, *words], dry)
+def _python(*words: str, dry: Sequence[str] = (), on_gpu: bool = False) -> Command:
+    return Command([sys.executable, *words], dry, on_gpu)
 
 
-def _sanitizer(tool: str, *words: str) -> Command:
-    return Command(["compute-sanitizer", "--tool", tool, "--error-exitcode", "66", *words], None)
+def _sanitizer(tool: str, command: Command) -> Command:
+    # A call into the driver that fails raises in Python if it is ours; torch asks the driver for
+    # what it may not have, and a report of that would fail the part.
+    fixed = ("--report-api-errors", "no", "--error-exitcode", "66")
+    words = ["compute-sanitizer", "--tool", tool, *fixed, *command.words]
+    return Command(words, command.dry, on_gpu=True)
 
 
 def _benchmark(name: str, *options: str, dry: str) -> Command:
-    fixed = ("-m", f"benchmarks.{name}", "--results", RESULTS)
-    return _python(*fixed, *options, dry=["--device", "cpu", *dry.split()])
+    # or, where the library cannot be used, the CPU would be measured instead
+    fixed = ("-m", f"benchmarks.{name}", "--results", RESULTS, "--device", "cuda")
+    return _python(*fixed, *options, dry=["--device", DEVICE, *dry.split()])
 
 
-_OP_DRY = "--quick --max-mb 0.1 --seconds 0.001 --providers fused plain copy --threads 1"
+def _tests(name: str, option: str, about: str) -> Part:
+    fixed = ("-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors")
+    fixed += ("-p", "no:cacheprovider", f"--junitxml={RESULTS}/{name}.xml")
+    command = _python(*fixed, option, dry=["--collect-only"])
+    return Part(name, about, [command], 540, modules=("pytest",))
+
+
+_OP_DRY = "--quick --max-mb 0.1 --seconds 0.001 --threads 1 --layout nhwc"
+_OP_DRY += " --providers fused fused_graph plain copy"
 _OP = ("--layout", "nchw", "nhwc", "--cache", "cold", "hot", "--seconds", "0.06")
-_OP_PROVIDERS = ("--providers", "fused", "plain", "compile", "compile_graph", "copy")
+_OP_PROVIDERS = ("--providers", "fused", "fused_graph", "plain", "compile", "compile_graph", "copy")
 _BENCHMARK_MODULES = ("tabulate", "tqdm", "numpy")
 
 
@@ -66,40 +81,27 @@ def parts(architecture: str) -> dict[str, Part]:
     Args:
         architecture: what to compile for, e.g. "9.0".
     """
-    sanitized = ("-m", "tests.sanitized_shapes")
+    sanitized = _python("-m", "tests.sanitized_shapes", dry=["--device", DEVICE, "--few"])
     residual = ("--residual", "1", "--network", *RESIDUAL_NETWORKS)
     all_parts = [
         Part(
             "build",
             "compiles in place with what is here, no network",
-            [_python("setup.py", "build_ext", "--inplace", dry=["--help"])],
+            [_python("setup.py", "build_ext", "--inplace", on_gpu=True)],
             540,
-            programs=("nvcc", "c++"),
-            modules=("setuptools", "ninja", "pybind11"),
+            modules=("setuptools",),  # setup.py finds the rest in more places, and says where
             environment={"SEBLOCK_WITH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture},
         ),
-        Part(
-            "test",
-            "every test marked gpu",
-            [
-                _python(
-                    *("-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors"),
-                    *("-p", "no:cacheprovider", f"--junitxml={RESULTS}/test.xml"),
-                    dry=["--collect-only", "tests/test_op.py"],
-                )
-            ],
-            540,
-            modules=("pytest",),
-        ),
+        _tests("test", f"--ignore={STRATEGIES}", "every test marked gpu but the next part's"),
+        _tests("strategies", STRATEGIES, "every strategy by force, on many shapes"),
         Part(
             "sanitize",
             "compute-sanitizer on a small set of shapes",
             [
-                _python(*sanitized, dry=["--device", "cpu", "--few"]),
-                *(_sanitizer(tool, sys.executable, *sanitized) for tool in SANITIZERS),
+                sanitized,
+                *(_sanitizer(tool, sanitized) for tool in SANITIZERS),
             ],
             540,
-            programs=("compute-sanitizer",),
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             equal_shares=True,
         ),
@@ -138,7 +140,7 @@ def parts(architecture: str) -> dict[str, Part]:
                     "1.5",
                     "--budget",
                     BUDGET,
-                    dry="--quick --threads 1 --network mobilenetv3_large_100",
+                    dry="--quick --threads 1 --mode eager --network mobilenetv3_large_100",
                 )
             ],
             540,
@@ -162,9 +164,10 @@ def parts(architecture: str) -> dict[str, Part]:
     return {part.name: part for part in all_parts}
 
 
-def fill(words: Sequence[str], results: Path, budget: float) -> list[str]:
-    """A command with its folder and its seconds put in."""
-    return [
-        word.replace(RESULTS, str(results)).replace(BUDGET, f"{max(1, budget):.0f}")
-        for word in words
-    ]
+def fill(command: Command, results: Path, budget: float, dry_run: str | None) -> list[str]:
+    """A command's words with its folder, its seconds and a dry run's device put in."""
+    words = [*command.words, *(command.dry if dry_run else ())]
+    values = {RESULTS: str(results), BUDGET: f"{max(1, budget):.0f}", DEVICE: dry_run or ""}
+    for mark, value in values.items():
+        words = [word.replace(mark, value) for word in words]
+    return words

@@ -11,18 +11,25 @@ import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from benchmarks.gpu_parts import Part, fill
 from benchmarks.record import ROOT
 
-# where programs are if PATH does not say
-TOOLKIT = "/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer"
+# where programs are if PATH does not say: in a system's toolkit, or pip's
+TOOLKIT = [
+    *map(Path, ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")),
+    *sorted(Path(torch.__file__).parents[1].glob("nvidia/cu*/bin"), reverse=True),
+]
 MARGIN = 45.0  # seconds that a benchmark gets for the case it is in when its budget ends
 INCOMPLETE = 3  # the exit code of a benchmark whose budget ended
 VERDICTS = ("ok", "partial", "missing tool", "timed out", "failed")  # from good to bad
 TAIL = 15  # lines of a log to show of a part that is not ok
+GRACE = 10.0  # seconds that a command gets to end by itself when it is interrupted
 
 
 @dataclass(frozen=True)
@@ -38,31 +45,44 @@ class Outcome:
         return self.verdict == "ok" and self.commit == commit
 
 
-def missing_tools(part: Part) -> list[str]:
-    """The programs and Python packages that a part needs and that are not here."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), TOOLKIT])
-    programs = [name for name in part.programs if shutil.which(name, path=path) is None]
-    return programs + [name for name in part.modules if importlib.util.find_spec(name) is None]
+def missing_tools(part: Part, dry_run: str | None = None) -> list[str]:
+    """The programs and Python packages that a part needs and that are not here.
+
+    A dry run needs fewer packages: those that it misses will say so themselves.
+    """
+    programs = dict.fromkeys(command.words[0] for command in part.commands)
+    modules = () if dry_run else part.modules
+    return [name for name in programs if shutil.which(name, path=_path()) is None] + [
+        name for name in modules if importlib.util.find_spec(name) is None
+    ]
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), *map(str, TOOLKIT)])
 
 
 def run_part(
-    part: Part, folder: Path, deadline: float, dry_run: bool, commit: str | None
+    part: Part, folder: Path, deadline: float, dry_run: str | None, commit: str | None
 ) -> Outcome:
-    """Runs all commands of a part, one after the other, to its limit or the deadline."""
+    """Runs all commands of a part, one after the other, to its limit or the deadline.
+
+    A command whose program is not here is left out; in a dry run, on "cpu" or "cuda", that is ok.
+    """
     print(f"== {part.name}: {part.about}", flush=True)
-    missing = missing_tools(part)
-    if missing and not dry_run:
-        return Outcome("missing tool", ", ".join(missing), 0, commit)
     start = time.monotonic()
     end = min(start + part.seconds, deadline)
     environment = {**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"}
-    environment["PATH"] = os.pathsep.join([environment.get("PATH", ""), TOOLKIT])
-    environment |= {"SEBLOCK_COMMIT": commit} if commit else {}
+    environment |= os.environ if dry_run else {}  # so that nothing is built anew for it
+    environment |= {"PATH": _path(), **({"SEBLOCK_COMMIT": commit} if commit else {})}
     log = folder / f"{part.name}.log"
     log.write_text("")
-    judged = []
+    missing = missing_tools(part, dry_run)
+    judged = [("missing tool", ", ".join(missing)) if missing and not dry_run else ("ok", "")]
     for index, command in enumerate(part.commands):
-        if dry_run and command.dry is None:
+        if dry_run == "cpu" and command.on_gpu:
+            continue
+        if set(missing) & {command.words[0], *part.modules}:
+            print(f"left out: {shlex.join(command.words)}", flush=True)
             continue
         left = end - time.monotonic()
         if left <= 0:
@@ -70,13 +90,12 @@ def run_part(
             break
         if part.equal_shares:
             left /= len(part.commands) - index
-        words = fill(command.words, folder, left - MARGIN)
-        words += (command.dry or ()) if dry_run else ()
+        words = fill(command, folder, left - MARGIN, dry_run)
         judged.append(_judge(_run(words, left, environment, log), log))
     verdict = max((verdict for verdict, _ in judged), key=VERDICTS.index)
     details = dict.fromkeys(detail for kind, detail in judged if kind == verdict and detail)
-    if part.name == "test" and not dry_run:
-        verdict, details = _judge_tests(folder / "test.xml", verdict, details)
+    if "pytest" in part.modules and not dry_run:
+        verdict, details = _judge_tests(folder / f"{part.name}.xml", verdict, details)
     if verdict != "ok":
         print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL:]), flush=True)
     seconds = round(time.monotonic() - start, 1)
@@ -85,10 +104,9 @@ def run_part(
 
 
 def _run(words: Sequence[str], seconds: float, environment: Mapping[str, str], log: Path) -> int:
-    """The exit code.
+    """The exit code; -9 of a command that was stopped, with its children.
 
-    Raises:
-        subprocess.TimeoutExpired: never; a command that was stopped, with its children, is -9.
+    It is interrupted first: pytest then reports what it has found so far.
     """
     print(f"$ {shlex.join(words)}", flush=True)
     with log.open("a") as file:
@@ -99,8 +117,13 @@ def _run(words: Sequence[str], seconds: float, environment: Mapping[str, str], l
         try:
             return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return process.wait()
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=GRACE)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return -signal.SIGKILL
 
 
 def _judge(code: int, log: Path) -> tuple[str, str]:
@@ -111,7 +134,8 @@ def _judge(code: int, log: Path) -> tuple[str, str]:
         return "partial", lines[-1]
     if code == -signal.SIGKILL:
         return "timed out", ""
-    return "failed", f"exit code {code}: {lines[-1].strip()}"
+    errors = [line for line in lines if line.startswith("error:")]
+    return "failed", f"exit code {code}: {(errors or lines)[-1].strip()}"
 
 
 def _judge_tests(

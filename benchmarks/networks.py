@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.precision import full_float32
 from examples.irse50 import IRSE50
 from seblock_cuda import squeeze_excitation
 from seblock_cuda.reference import PlainSEBlock
@@ -78,7 +79,7 @@ def disagreement(plain: nn.Module, fused: nn.Module, images: Tensor) -> float:
     As in inference: the statistics of a small batch would make rounding large.
     """
     outputs = []
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.no_grad(), full_float32():
         for model in (plain, fused):
             outputs.append(model.eval()(images))
             model.train()

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from benchmarks import providers, timing
 from benchmarks.options import Setting, parser, settings
 from benchmarks.problems import DTYPES, Problem
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import GRAPHS, PROVIDERS
 from benchmarks.record import OpRow, Record, timed, write_environment
-from benchmarks.tables import compare, summary, table
+from benchmarks.tables import OURS, compare, summary, table
 from benchmarks.validate import Bar
 from benchmarks.workloads import Workload, load, select
 from seblock_cuda import explain
@@ -129,7 +129,7 @@ def _usable_providers(case: Case, problem: Problem, names: Sequence[str]) -> tup
         if bar is None or name in usable:
             continue
         try:
-            faults = bar.faults(PROVIDERS[name], 1.0 if name == "fused" else RIVALS_SLACK)
+            faults = bar.faults(PROVIDERS[name], 1.0 if name in OURS else RIVALS_SLACK)
         except NotImplementedError as error:
             tqdm.write(f"not measured: {case}, {name}: {error}")
             continue
@@ -174,7 +174,7 @@ def _time(
 
 
 def _filled(row: OpRow, problem: Problem, measured: timing.Timing, setting: Setting) -> OpRow:
-    planned = setting.on_cuda and row.provider == "fused"
+    planned = setting.on_cuda and row.provider in OURS
     filled = replace(
         row,
         **timed(measured),
@@ -184,7 +184,7 @@ def _filled(row: OpRow, problem: Problem, measured: timing.Timing, setting: Sett
         launches=measured.launches,
     )
     # a graph holds its memory between replays: the peak of one says nothing
-    return replace(filled, peak_bytes=None) if row.provider == "compile_graph" else filled
+    return replace(filled, peak_bytes=None) if row.provider in GRAPHS else filled
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.problems import DTYPES, LAYOUTS
-from benchmarks.providers import DIRECTIONS, ON_CUDA_ONLY, PROVIDERS
+from benchmarks.providers import DIRECTIONS, GRAPHS, PROVIDERS
 from seblock_cuda._ops import cuda_unusable_reason
 
 CPU_MAX_MB = 64.0
@@ -67,7 +68,7 @@ def parser(program: str, about: str) -> argparse.ArgumentParser:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where the kernels can run.
+    """`auto` is CUDA where the kernels can run; where there is a GPU and they cannot, it says why.
 
     Raises:
         ValueError: CUDA was asked for and cannot be used; the message says why.
@@ -75,6 +76,8 @@ def choose_device(name: str) -> torch.device:
     reason = cuda_unusable_reason()
     if name == "cuda" and reason:
         raise ValueError(f"--device cuda: {reason}")
+    if name == "auto" and reason and torch.cuda.is_available():
+        print(f"measured on the CPU: {reason}", file=sys.stderr)
     return torch.device("cpu" if name == "cpu" or reason else "cuda")
 
 
@@ -86,13 +89,14 @@ def settings(options: argparse.Namespace) -> Setting:
         max_mb = QUICK_MAX_MB
     elif max_mb is None and on_cpu:
         max_mb = CPU_MAX_MB
-    chosen = options.providers or ["fused", "plain", *([] if on_cpu else ["compile"]), "copy"]
+    quick = ["fused", "fused_graph", "plain", *([] if on_cpu else ["compile"]), "copy"]
+    chosen = options.providers or quick
     return Setting(
         device,
         options.threads,
         options.seconds or (0.02 if options.quick else 0.3),
         max_mb,
         options.direction,
-        [name for name in chosen if not (on_cpu and name in ON_CUDA_ONLY)],
+        [name for name in chosen if not (on_cpu and name in GRAPHS)],
         ["hot"] if on_cpu else options.cache or ["cold"],
     )

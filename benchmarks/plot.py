@@ -23,11 +23,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.model_table import Step, steps
 from benchmarks.record import RESULTS, ModelRow, OpRow, newest, read_csv
-from benchmarks.tables import Comparison, compare
+from benchmarks.tables import OURS, RIVALS, Comparison, compare
 
-LAYERS = ("fused", "plain", "compile", "compile_graph")
+LAYERS = (*OURS, *RIVALS)
 COLOURS = {
     "fused": "#0072B2",
+    "fused_graph": "#56B4E9",
     "plain": "#D55E00",
     "compile": "#E69F00",
     "compile_graph": "#009E73",
@@ -35,6 +36,7 @@ COLOURS = {
 }
 LABELS = {
     "fused": "this layer",
+    "fused_graph": "this layer in a CUDA graph",
     "plain": "plain PyTorch",
     "compile": "torch.compile",
     "compile_graph": "torch.compile in a CUDA graph",

@@ -28,7 +28,7 @@ BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results 
 # The rows of the table that the README shows; the means are over all.
 SHOWN = ("seresnet50/1", "seresnet50/4", "mobilenetv3_large/15", "efficientnet_b0/2")
 DIRECTIONS = {"forward": "forward", "both": "forward + backward"}
-RIVALS = {"plain": "plain", "compile": "compile", "compile_graph": "compile in a graph"}
+RIVALS = {"plain": "plain", "compile": "compile", "compile_graph": "compile, both in graphs"}
 NOT_MEASURED = "not measured"
 TAIL_HEADING = "With the end of a residual block in the same op, `relu(x * gate + shortcut)`:"
 

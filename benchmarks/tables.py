@@ -11,6 +11,7 @@ from tabulate import tabulate
 from benchmarks.record import OpRow
 
 LARGE_BYTES = 8e6  # x from this size on is bound by memory, below by calls
+OURS = ("fused", "fused_graph")
 RIVALS = ("plain", "compile", "compile_graph")
 NONE = "-"  # not measured, or none
 
@@ -37,7 +38,8 @@ class Comparison:
         return self.times[provider].median_ms if provider in self.times else math.nan
 
     def speed_up(self, rival: str) -> float:
-        return self.ms(rival) / self.ms("fused")
+        """Over a rival in a graph: of this layer in a graph."""
+        return self.ms(rival) / self.ms("fused_graph" if rival == "compile_graph" else "fused")
 
     def copies(self, provider: str = "fused") -> float:
         return self.ms(provider) / self.ms("copy")
@@ -74,7 +76,7 @@ def table(comparisons: Sequence[Comparison], style: str = "simple") -> str:
     """One line per case; "passes" are those over x that the fused time would buy as a copy."""
     present = [
         name
-        for name in ("fused", *RIVALS, "copy")
+        for name in (*OURS, *RIVALS, "copy")
         if any(name in comparison.times for comparison in comparisons)
     ]
     rivals = [name for name in present if name in RIVALS]
@@ -134,7 +136,8 @@ def summary(comparisons: Sequence[Comparison], style: str = "simple") -> str:
     for key, items in sorted(groups.items()):
         line = [*key, str(len(items))]
         for rival in rivals:
-            speed_ups = [item.speed_up(rival) for item in items if rival in item.times]
+            speed_ups = [item.speed_up(rival) for item in items]
+            speed_ups = [value for value in speed_ups if not math.isnan(value)]
             line += [figure(geometric_mean(speed_ups)), figure(min(speed_ups, default=None))]
         copies = [item.copies() for item in items if "copy" in item.times]
         line += [figure(geometric_mean(copies)), figure(max(copies, default=None))]

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, schedule
 from torch.utils.benchmark import Timer
 
 Call = Callable[[], object]
@@ -126,13 +127,24 @@ def peak_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def device_activities(call: Call) -> list[tuple[str, float]]:
-    """The kernels, copies and fills that a call puts on the device, in order, with microseconds."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+def device_activities(call: Call, device: DeviceType = DeviceType.CUDA) -> list[tuple[str, float]]:
+    """The kernels, copies and fills that a call puts on the device, in order, with microseconds.
+
+    What is only a name for a stretch of them, as torch.compile gives to its graphs, is left out.
+    """
+    both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    once = schedule(wait=0, warmup=1, active=1)
+    with profile(activities=both, schedule=once, acc_events=True) as profiler:
+        call()  # the session may miss its first kernels: these are not recorded
+        torch.cuda.synchronize()
+        profiler.step()
         call()
         torch.cuda.synchronize()
-    cuda = torch.autograd.DeviceType.CUDA
-    events = [event for event in profiler.events() if event.device_type == cuda]
+    events = [
+        event
+        for event in profiler.events()
+        if event.device_type == device and not event.is_user_annotation
+    ]
     events.sort(key=lambda event: event.time_range.start)
     return [(event.name, event.time_range.elapsed_us()) for event in events]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from benchmarks.precision import full_float32
 from benchmarks.problems import Problem
 from benchmarks.providers import Provider, plain
 
@@ -21,6 +22,8 @@ class Bar:
     differs. A difference of a few units in the last place of the largest value passes in any
     case, as plain PyTorch may have been lucky: one in the narrow dtypes (what writing the
     result down costs), eight in the others (what the order of sums costs).
+
+    Everybody is judged without TF32, or every float32 convolution on a GPU would be wrong.
     """
 
     problem: Problem
@@ -30,7 +33,7 @@ class Bar:
     @classmethod
     def of(cls, problem: Problem) -> Bar:
         expected = truth(problem)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_float32():
             baseline = results(plain, problem)
         allowed = {name: _allowed(exact, baseline[name]) for name, exact in expected.items()}
         return cls(problem, expected, allowed)
@@ -41,7 +44,8 @@ class Bar:
         The layout of y, and of the gradients of x and the residual, has to be that of x, unless
         there is slack.
         """
-        actual = results(provider, self.problem)
+        with full_float32():
+            actual = results(provider, self.problem)
         found = []
         for name, exact in self.expected.items():
             error, allowed = _largest(actual[name].double() - exact), slack * self.allowed[name]

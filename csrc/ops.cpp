@@ -19,13 +19,11 @@
 #include "tensors.h"
 
 #ifdef SEBLOCK_WITH_CUDA
+#include <dlfcn.h>
+
 #include "cuda/launch.h"
 #include "plan_options.h"
 #endif
-
-// Weak: only a CUDA build of torch has it.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace seblock {
 namespace {
@@ -57,6 +55,25 @@ struct CpuBackend {
 };
 
 #ifdef SEBLOCK_WITH_CUDA
+// torch's current stream. Its library cannot be linked, for this one loads in CPU builds of torch
+// too, and as Python loads it, none of our undefined symbols is looked up there: found by name.
+using CurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
+constexpr const char* kCurrentStream = "aoti_torch_get_current_cuda_stream";
+
+CurrentStream current_stream() {  // null: there is none
+  static const auto function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<CurrentStream>(library ? dlsym(library, kCurrentStream) : nullptr);
+  }();
+  return function;
+}
+
+std::string cuda_problem() {
+  if (current_stream()) return cuda::driver_problem();
+  return std::string("this torch has no ") + kCurrentStream +
+         ": it is a CPU build, or not one that seblock_cuda knows";
+}
+
 struct CudaBackend {
   static bool aligned(std::initializer_list<const void*> tensors) {
     for (const void* tensor : tensors) {
@@ -65,9 +82,9 @@ struct CudaBackend {
     return true;
   }
   static void* stream(const Tensor& x) {
-    require(aoti_torch_get_current_cuda_stream != nullptr, "this torch is a CPU build");
+    if (!current_stream()) throw std::runtime_error("seblock_cuda: " + cuda_problem());
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(current_stream()(x.get_device_index(), &stream));
     return stream;
   }
   template <typename Params>
@@ -92,6 +109,8 @@ struct CudaBackend {
             &SePlan::backward_workspace_bytes, x, cuda::backward);
   }
 };
+#else
+std::string cuda_problem() { return "built without CUDA"; }
 #endif
 
 // ---- the operators ----
@@ -193,6 +212,7 @@ std::string cpu_capability() { return cpu::capability(); }
 
 STABLE_TORCH_LIBRARY(seblock_cuda, m) {
   m.def("cpu_capability() -> str");
+  m.def("cuda_problem() -> str");  // why no device can run the CUDA kernels, if that is so
   // -> y, pooled, z1, gate, mask
   m.def(
       "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, "
@@ -207,6 +227,7 @@ STABLE_TORCH_LIBRARY(seblock_cuda, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&seblock::cpu_capability));
+  m.impl("cuda_problem", TORCH_BOX(&seblock::cuda_problem));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CPU, m) {

@@ -108,8 +108,12 @@ const char* unsuitable(const Problem& problem, bool aligned) {
   const Shape& shape = problem.shape;
   if (shape.c % unit) return "the channels do not fill 16-byte vectors";
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (shape.c > kMost / shape.s / kSamples || shape.c > kMost / shape.r)
+  // What the kernels add to an offset before they compare it: the rows of a whole block, in flight.
+  constexpr int64_t kRowsAhead = 4 * kBlockThreads;
+  if (shape.c > kMost / (kSamples * shape.s + kRowsAhead) || shape.c > kMost / shape.r)
     return "a group of samples, or a weight, has more than 2^31 elements";
+  // far above any shared memory, far below where SliceShared's sums would wrap around
+  if (shape.r > kMost / (4 * kSamples)) return "the reduced channels do not fit in shared memory";
   return nullptr;
 }
 

@@ -74,11 +74,16 @@ DType acc_dtype_of(DType dtype) {
 
 // ---- allocation and layout ----
 
+int64_t bytes_of(int64_t dims, const int64_t* sizes, int32_t torch_dtype) {
+  int64_t bytes = aoti_torch_dtype_element_size(torch_dtype);
+  for (int64_t dim = 0; dim < dims; ++dim) bytes *= sizes[dim];
+  return bytes;
+}
+
 // A tensor without gaps in memory that cpu/kept_memory.h has for it, or null.
 AtenTensorHandle in_kept_memory(int64_t dims, const int64_t* sizes, const int64_t* strides,
                                 int32_t torch_dtype) {
-  int64_t bytes = aoti_torch_dtype_element_size(torch_dtype);
-  for (int64_t dim = 0; dim < dims; ++dim) bytes *= sizes[dim];
+  const int64_t bytes = bytes_of(dims, sizes, torch_dtype);
   void* memory = torch_from_blob ? cpu::take_memory(bytes) : nullptr;
   if (!memory) return nullptr;
   AtenTensorHandle handle = nullptr;
@@ -98,10 +103,13 @@ Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t
   const auto device = like.device();
   AtenTensorHandle handle = nullptr;
   if (like.is_cpu()) handle = in_kept_memory(dims, sizes, strides, torch_dtype);
-  if (handle) return Tensor(handle);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, torch_dtype,
-                                                  static_cast<int32_t>(device.type()),
-                                                  device.index(), &handle));
+  if (!handle &&
+      aoti_torch_empty_strided(dims, sizes, strides, torch_dtype,
+                               static_cast<int32_t>(device.type()), device.index(), &handle))
+    throw std::runtime_error(std::string("seblock_cuda: ") + (like.is_cpu() ? "CPU" : "CUDA") +
+                             " out of memory. Could not allocate " +
+                             std::to_string(bytes_of(dims, sizes, torch_dtype)) +
+                             " bytes");  // functional.py reads this
   return Tensor(handle);
 }
 

@@ -7,7 +7,9 @@ raised when an operator is needed.
 from __future__ import annotations
 
 import os
-from functools import cache
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,16 @@ def require() -> None:
         )
 
 
-@cache
-def built_with_cuda() -> bool:
-    """Whether the op library holds CUDA kernels."""
+def _built_with_cuda() -> bool:
     if load_error:
         return False
     from seblock_cuda import _core
 
     return bool(_core.build_info()["cuda"])
+
+
+# Whether the op library holds CUDA kernels. A constant: torch.compile follows no call into C++.
+BUILT_WITH_CUDA = _built_with_cuda()
 
 
 def cpu_capability() -> str:
@@ -64,10 +68,12 @@ def cuda_unusable_reason(device: int = 0) -> str | None:
     """Why the CUDA kernels cannot run on `device`, with what to do; None if they can."""
     if load_error:
         return load_error
-    if not built_with_cuda():
+    if not BUILT_WITH_CUDA:
         return "built without CUDA: get a CUDA toolkit (nvcc) and rebuild with SEBLOCK_WITH_CUDA=1"
     if torch.version.cuda is None:
         return f"this PyTorch ({torch.__version__}) is a CPU build: install one with CUDA"
+    if problem := torch.ops.seblock_cuda.cuda_problem():
+        return str(problem)
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
     from seblock_cuda import _core
@@ -186,56 +192,85 @@ def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
     return bits.bool().as_strided(x.shape, _output_like(x).stride())
 
 
-def _register_fakes() -> None:
-    """Shapes, dtypes and strides of the results, for torch.compile, export and meta tensors."""
+# Of each op: the results, allocated in the order in which the op allocates them. For torch.compile,
+# export and meta tensors, which need shapes, dtypes and strides, and for _call.
 
-    @torch.library.register_fake("seblock_cuda::se_forward")  # type: ignore[untyped-decorator]
-    def se_forward(
-        x: Tensor,
-        reduce_weight: Tensor,
-        expand_weight: Tensor,
-        reduce_bias: Tensor | None,
-        expand_bias: Tensor | None,
-        residual: Tensor | None,
-        activation: int,
-        gate: int,
-        tail: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
-        acc = accumulation_dtype(x.dtype)
-        n, c, r = x.shape[0], x.shape[1], reduce_weight.shape[0]
-        pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
-        mask = x.new_empty(mask_bytes(x) if tail == TAIL_ADD_RELU else 0, dtype=torch.uint8)
-        return _output_like(x), pooled, z1, gates, mask
 
-    @torch.library.register_fake("seblock_cuda::se_backward")  # type: ignore[untyped-decorator]
-    def se_backward(
-        dy: Tensor,
-        x: Tensor,
-        reduce_weight: Tensor,
-        expand_weight: Tensor,
-        pooled: Tensor,
-        z1: Tensor,
-        gates: Tensor,
-        mask: Tensor,
-        activation: int,
-        gate: int,
-        tail: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        r, c = reduce_weight.shape[:2]
-        weights = torch.promote_types(reduce_weight.dtype, expand_weight.dtype)
-        return (
-            _output_like(x),
-            reduce_weight.new_empty(reduce_weight.shape, dtype=weights),
-            expand_weight.new_empty(expand_weight.shape, dtype=weights),
-            reduce_weight.new_empty(r, dtype=weights),
-            reduce_weight.new_empty(c, dtype=weights),
-            _output_like(x) if tail == TAIL_ADD_RELU else x.new_empty(0),
-        )
+def _fake_forward(
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    reduce_bias: Tensor | None,
+    expand_bias: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    gate: int,
+    tail: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
+    acc = accumulation_dtype(x.dtype)
+    n, c, r = x.shape[0], x.shape[1], reduce_weight.shape[0]
+    y = _output_like(x)
+    mask = x.new_empty(mask_bytes(x) if tail == TAIL_ADD_RELU else 0, dtype=torch.uint8)
+    pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
+    return y, pooled, z1, gates, mask
+
+
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    pooled: Tensor,
+    z1: Tensor,
+    gates: Tensor,
+    mask: Tensor,
+    activation: int,
+    gate: int,
+    tail: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    r, c = reduce_weight.shape[:2]
+    weights = torch.promote_types(reduce_weight.dtype, expand_weight.dtype)
+    dx = _output_like(x)
+    dresidual = _output_like(x) if tail == TAIL_ADD_RELU else x.new_empty(0)
+    dreduce = reduce_weight.new_empty(reduce_weight.shape, dtype=weights)
+    dexpand = expand_weight.new_empty(expand_weight.shape, dtype=weights)
+    dbiases = (reduce_weight.new_empty(width, dtype=weights) for width in (r, c))
+    return dx, dreduce, dexpand, *dbiases, dresidual  # type: ignore[return-value]
+
+
+def _allocate(fake: Callable[..., Any], arguments: tuple[Any, ...], missing: int) -> None:
+    """Allocates what an op does: copies of what is not read where it lies, results, workspace."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    copies = [torch.empty_like(t) for t in tensors if t.dim() > 2 and not is_native(t)]
+    results = fake(*arguments)
+    tensors[0].new_empty(missing, dtype=torch.uint8)
+    del copies, results
+
+
+def _call(op: Any, fake: Callable[..., Any], *arguments: Any) -> Any:
+    """The op; where it finds no memory, PyTorch's own error, from allocating the same here.
+
+    Between the op and PyTorch there is a C interface, which hands on neither the type of an error
+    nor its text.
+    """
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        missing = re.search(r"out of memory. Could not allocate (\d+) bytes", str(error))
+        if missing is None:
+            raise
+        try:
+            _allocate(fake, arguments, int(missing[1]))
+        except RuntimeError as cause:
+            # without its frames, which would keep the tensors alive
+            raise cause.with_traceback(None) from None
+        raise
 
 
 if load_error is None:
-    _register_fakes()
+    torch.library.register_fake("seblock_cuda::se_forward", _fake_forward)
+    torch.library.register_fake("seblock_cuda::se_backward", _fake_backward)
     # the overloads themselves: finding them by name costs as much as running a small layer
-    se_forward = torch.ops.seblock_cuda.se_forward.default
-    se_backward = torch.ops.seblock_cuda.se_backward.default
+    se_forward = partial(_call, torch.ops.seblock_cuda.se_forward.default, _fake_forward)
+    se_backward = partial(_call, torch.ops.seblock_cuda.se_backward.default, _fake_backward)

@@ -184,7 +184,7 @@ def _kernels_serve(x: Tensor) -> bool:
     """Whether the op takes x: there are kernels, switched on, and no transform of torch.func is."""
     if not use_fused_se.enabled:
         return False
-    on_device = x.is_cpu or (x.is_cuda and _ops.built_with_cuda())
+    on_device = x.is_cpu or (x.is_cuda and _ops.BUILT_WITH_CUDA)
     if torch.compiler.is_compiling():
         return on_device and not torch.onnx.is_in_onnx_export()
     if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():

@@ -84,15 +84,19 @@ def make_problem(
     tail: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    outline: bool = False,
 ) -> Problem:
     """Random arguments; the mean of x differs by channel, so that the squeeze has work to do.
 
-    With a `tail`, one of TAILS, there is a residual.
+    With a `tail`, one of TAILS, there is a residual. An `outline` has shapes, strides and device,
+    but no values: the same on every device, these are drawn on the CPU, and that takes its time.
     """
     n, c, spatial, r = shape
     random = torch.Generator().manual_seed(seed)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
+        if outline:
+            return torch.empty(size, device=device)
         return torch.randn(*size, generator=random, dtype=torch.float64) * scale
 
     x = normal(n, c, *spatial) + normal(1, c, *([1] * len(spatial)))
@@ -121,6 +125,7 @@ def workload_problem(
     weight_dtype: torch.dtype | None = None,
     tail: str | None = None,
     device: str = "cpu",
+    outline: bool = False,
 ) -> Problem:
     """A row of the workload table with this batch, on whole planes or cut to `spatial`."""
     return make_problem(
@@ -138,6 +143,7 @@ def workload_problem(
         gate=workload.gate,
         tail=tail,
         device=device,
+        outline=outline,
     )
 
 

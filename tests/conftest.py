@@ -1,4 +1,4 @@
-"""Fixtures: the devices that a test runs on, its threads, and the SIMT harness."""
+"""Fixtures and hooks: devices, threads, precision, the SIMT harness, the stand-in for CUDA."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from benchmarks.precision import full_float32
 from seblock_cuda import _ops
+from tests.standin.session import pytest_runtest_makereport as pytest_runtest_makereport
+from tests.standin.session import pytest_runtest_protocol as pytest_runtest_protocol
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -18,6 +21,13 @@ def device(request: pytest.FixtureRequest) -> str:
     if name == "cuda" and (reason := _ops.cuda_unusable_reason()):
         pytest.skip(reason)
     return name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _full_float32() -> Iterator[None]:
+    """What is compared in float32 is float32 on a GPU too."""
+    with full_float32():
+        yield
 
 
 @pytest.fixture

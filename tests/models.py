@@ -65,7 +65,7 @@ def results(
     model.zero_grad()
     x = x.detach().requires_grad_()
     y = run(model, x)
-    y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(y.dtype))
+    y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(y))
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return {"y": y.detach(), "x": x.grad, **gradients}
 

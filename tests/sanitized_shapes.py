@@ -1,4 +1,4 @@
-"""A small set of shapes for compute-sanitizer: layouts, dtypes, strategies, forward and backward.
+"""A small set of shapes for compute-sanitizer: layouts, dtypes, tails, forward and backward.
 
     compute-sanitizer --tool memcheck python -m tests.sanitized_shapes
 
@@ -9,6 +9,7 @@ this package's kernels: what the tool reports is theirs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,27 +25,36 @@ MORE_DTYPES = {"even": [torch.float16, torch.float64]}  # one shape each: their 
 
 
 def problems(few: bool) -> Iterator[tuple[str, cases.Problem]]:
-    """Each shape with its label."""
+    """Each shape with its label; the tails take turns, so that few shapes have all of them."""
+    tails = itertools.cycle([None, *cases.TAILS])
     for name, shape in cases.SHAPES.items():
         if few and name not in FEW:
             continue
         for dtype in [torch.float32, torch.bfloat16, *MORE_DTYPES.get(name, [])]:
             for layout in cases.LAYOUTS:
-                label = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}"
-                yield label, cases.make_problem(shape, dtype, layout, bias=True)
+                tail = next(tails)
+                label = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}, {tail}"
+                yield label, cases.make_problem(shape, dtype, layout, bias=True, tail=tail)
 
 
 def run(problem: cases.Problem, device: str) -> dict[str, Tensor]:
     """y and all gradients, computed on the device, on the CPU."""
     leaves = [
         None if tensor is None else tensor.to(device).requires_grad_()
-        for tensor in (problem.x, *problem.parameters)
+        for tensor in (problem.x, *problem.parameters, problem.residual)
     ]
-    y = squeeze_excitation(*leaves, activation=problem.activation, gate=problem.gate)  # type: ignore
+    y = squeeze_excitation(
+        *leaves[:-1],  # type: ignore[arg-type]
+        activation=problem.activation,
+        gate=problem.gate,
+        residual=leaves[-1],
+        residual_activation=problem.residual_activation,
+    )
     given = [leaf for leaf in leaves if leaf is not None]
     gradients = torch.autograd.grad(y, given, problem.dy.to(device))
-    on_cpu = [gradient.cpu() for gradient in gradients]
-    return cases.named(y.detach().cpu(), reference.Gradients(*on_cpu))
+    on_cpu = iter([gradient.cpu() for gradient in gradients])
+    every = (None if leaf is None else next(on_cpu) for leaf in leaves)
+    return cases.named(y.detach().cpu(), reference.Gradients(*every))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wrong = 0
     for label, problem in problems(options.few):
         if problem.x.numel():
-            strategies[explain(problem.x, problem.reduce_weight).strategy] += 1
+            plan = explain(problem.x, problem.reduce_weight, **problem.tail)
+            strategies[plan.strategy] += 1
         try:
             cases.check_no_worse_than_plain(run(problem, options.device), problem)
         except AssertionError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ pytest.importorskip("tabulate")
 from benchmarks import op, providers, timing, workloads
 from benchmarks.problems import DTYPES, LAYOUTS, Problem
 from benchmarks.record import OpRow, read_csv
-from benchmarks.tables import compare
+from benchmarks.tables import compare, summary, table
 from benchmarks.validate import Bar
 
 COLUMNS = (
@@ -152,7 +153,8 @@ def test_torch_compile_is_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyP
     quickly = torch.compile(providers.plain_layer, dynamic=False, backend="aot_eager")
     monkeypatch.setitem(providers.PROVIDERS, "compile", providers.of_layer(quickly))
     options = ("--rows", "7", "23", "--layout", "nchw", "--direction", "both")
-    assert quick(tmp_path, *options, "--providers", "compile", "compile_graph") == 0
+    names = ("compile", "compile_graph", "fused_graph")
+    assert quick(tmp_path, *options, "--providers", *names) == 0
     rows = read_csv(tmp_path / "op.csv", OpRow)
     assert [row.provider for row in rows] == ["compile", "compile"]  # no CUDA graphs on a CPU
 
@@ -204,6 +206,23 @@ def test_cuda_calls_take_turns_and_rotate(monkeypatch: pytest.MonkeyPatch) -> No
     assert order[-6:] == ["a0", "a1", "b0"] * 2
 
 
+def test_launches_are_those_of_one_call_and_no_annotations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the CPU's operators in the place of a GPU's kernels."""
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        with torch.profiler.record_function("## Call CompiledFxGraph ##"):
+            torch.ones(()).add_(1) if len(calls) == 1 else torch.ones(()).mul_(1)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    names = {name for name, _ in timing.device_activities(call, torch.autograd.DeviceType.CPU)}
+    assert "aten::mul_" in names and "aten::add_" not in names
+    assert all(name.startswith("aten::") for name in names), names
+
+
 def test_ratios_of_a_comparison() -> None:
     def row(provider: str, ms: float, passes: int) -> OpRow:
         is_copy = provider == "copy"
@@ -215,6 +234,12 @@ def test_ratios_of_a_comparison() -> None:
     (item,) = compare(rows)
     assert item.speed_up("plain") == 3 and item.copies() == 2
     assert item.of_copy_speed() == pytest.approx(3 / 4)  # 3 passes at twice the copy's time
+    # in a graph against in a graph; not a number where one of them was not measured
+    assert math.isnan(item.speed_up("compile_graph"))
+    rows += [row("fused_graph", 2.0, 3), row("compile_graph", 5.0, 3)]
+    (item,) = compare(rows)
+    assert item.speed_up("compile_graph") == 2.5 and item.of_copy_speed("fused_graph") == 1.5
+    assert "fused_graph ms" in table([item]) and "over compile_graph" in summary([item])
     assert item.x_bytes == 420 and item.gigabytes_per_second() == pytest.approx(3 * 420 / 4e6)
 
 
@@ -249,6 +274,23 @@ def no_gradient_through_the_gate(problem: Problem) -> Tensor:
 
 def not_a_number(problem: Problem) -> Tensor:
     return providers.fused(problem) * torch.nan
+
+
+def test_a_rival_is_judged_without_tf32_and_timed_as_users_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def rounds_where_tf32_may_be(problem: Problem) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return providers.plain(problem) * (1.001 if seen[-1] else 1)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setitem(providers.PROVIDERS, "compile", rounds_where_tf32_may_be)
+    options = ("--rows", "23", "--layout", "nchw", "--direction", "both", "--providers", "compile")
+    assert quick(tmp_path, *options) == 0
+    assert [row.provider for row in read_csv(tmp_path / "op.csv", OpRow)] == ["compile"]
+    assert not seen[0] and seen[-1]
 
 
 def other_layout(problem: Problem) -> Tensor:

@@ -5,6 +5,10 @@ The same on the SIMT harness, without a GPU: test_simt_kernels.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,13 +45,17 @@ def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return name
 
 
-def planned(problem: cases.Problem, strategy: str) -> None:
-    """Skips, visibly, what the strategy cannot run."""
+def planned(
+    strategy: str, make: Callable[..., cases.Problem], *arguments: Any, device: str = "cuda"
+) -> cases.Problem:
+    """The problem; skips, visibly and before there is data, what the strategy cannot run."""
+    outline = make(*arguments, device=device, outline=True)
     try:
-        plan = explain(problem.x, *problem.parameters, **problem.tail)
+        plan = explain(outline.x, *outline.parameters, **outline.tail)
     except ValueError as reason:
         pytest.skip(str(reason))
     assert plan.strategy == strategy
+    return make(*arguments, device=device)
 
 
 @pytest.mark.parametrize("tail", [None, *cases.TAILS])
@@ -57,31 +65,23 @@ def planned(problem: cases.Problem, strategy: str) -> None:
 def test_shapes(
     strategy: str, shape: str, layout: str, dtype: torch.dtype, tail: str | None
 ) -> None:
-    problem = cases.make_problem(SHAPES[shape], dtype, layout, bias=True, tail=tail, device="cuda")
-    planned(problem, strategy)
+    make = partial(cases.make_problem, bias=True, tail=tail)
+    problem = planned(strategy, make, SHAPES[shape], dtype, layout)
     cases.check_no_worse_than_plain(run(problem), problem)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("workload", cases.workloads(), ids=lambda row: row.name)
 def test_workloads(strategy: str, workload: cases.Workload, layout: str) -> None:
-    problem = cases.workload_problem(
-        workload,
-        torch.bfloat16,
-        layout,
-        samples=9,
-        weight_dtype=torch.float32,
-        tail="add_relu",
-        device="cuda",
-    )
-    planned(problem, strategy)
+    make = partial(cases.workload_problem, samples=9, weight_dtype=torch.float32, tail="add_relu")
+    problem = planned(strategy, make, workload, torch.bfloat16, layout)
     cases.check_no_worse_than_plain(run(problem), problem)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_every_run_gives_the_same_bits(strategy: str, layout: str) -> None:
-    problem = cases.make_problem(SHAPES["channel slices"], torch.bfloat16, layout, device="cuda")
-    planned(problem, strategy)
+    shape = SHAPES["channel slices"]
+    problem = planned(strategy, cases.make_problem, shape, torch.bfloat16, layout)
     first = run(problem)
     for _ in range(50):
         for name, value in run(problem).items():
@@ -90,11 +90,11 @@ def test_every_run_gives_the_same_bits(strategy: str, layout: str) -> None:
 
 def test_several_streams_at_once(strategy: str) -> None:
     """Each launch has its own counters: blocks of one never wait for those of another."""
+    shape = SHAPES["channel slices"]
     problems = [
-        cases.make_problem(SHAPES["channel slices"], torch.bfloat16, seed=seed, device="cuda")
+        planned(strategy, partial(cases.make_problem, seed=seed), shape, torch.bfloat16)
         for seed in range(4)
     ]
-    planned(problems[0], strategy)
     expected = [run(problem) for problem in problems]
     streams = [torch.cuda.Stream() for _ in problems]
     torch.cuda.synchronize()
@@ -112,8 +112,7 @@ def test_several_streams_at_once(strategy: str) -> None:
 
 def test_cuda_graph(strategy: str) -> None:
     """Captured once, replayed on new data, forward and backward."""
-    problem = cases.make_problem(SHAPES["channel slices"], torch.bfloat16, device="cuda")
-    planned(problem, strategy)
+    problem = planned(strategy, cases.make_problem, SHAPES["channel slices"], torch.bfloat16)
     leaves = [problem.x.requires_grad_(), *(p for p in problem.parameters if p is not None)]
     for leaf in leaves:
         leaf.requires_grad_()

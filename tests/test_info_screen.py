@@ -38,3 +38,12 @@ def test_a_library_that_does_not_load_is_reported(
     text = capsys.readouterr().out
     assert "undefined symbol" in text
     assert "What to do" in text
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None or not _core.build_info()["cuda"],
+    reason="needs a CUDA build of torch, and of this package",
+)
+def test_the_library_has_found_all_that_it_needs_of_this_torch() -> None:
+    """Also without a GPU: the current stream is found by name, for it cannot be linked."""
+    assert torch.ops.seblock_cuda.cuda_problem() == ""

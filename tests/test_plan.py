@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -125,6 +127,7 @@ def test_what_only_split_can_run() -> None:
         ((2, 63, 49, 4, "bfloat16", "nhwc", "bfloat16", True), "channels do not fill"),
         ((2, 63, 49, 4, "bfloat16", "nchw", "bfloat16", True), "channels do not fill"),
         ((2, 64, 2**26, 4, "bfloat16", "nchw", "bfloat16", True), "2\\^31"),
+        ((2, 2**27, 1, 4, "bfloat16", "nhwc", "bfloat16", True), "2\\^31"),
     ):
         assert _core.plan(*arguments).strategy == "split"  # type: ignore[arg-type]
         for strategy in ("stream", "resident"):
@@ -147,6 +150,35 @@ def test_from_the_smallest_to_the_largest(layout: str, s: int, c: int, n: int) -
             assert piece.samples * piece.channels * s * c > 0
             assert piece.lag >= piece.channel_slices * piece.row_slices - 1
             assert plan.forward.x == n * c * s * SIZES[dtype]
+
+
+def numbers(value: object) -> Iterator[tuple[str, int]]:
+    """Every number of a plan and of its parts, with its name."""
+    for name in dir(value):
+        part = None if name.startswith("_") else getattr(value, name)
+        if isinstance(part, int):
+            yield name, part
+        elif part is not None and not callable(part) and not isinstance(part, str):
+            yield from numbers(part)
+
+
+@pytest.mark.parametrize("strategy", ["", *STRATEGIES])
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize(("n", "c", "s"), [(1, 1, 16), (1, 8, 1), (4096, 8, 2)])
+def test_the_widest_squeeze_does_not_wrap_around(
+    n: int, c: int, s: int, layout: str, strategy: str
+) -> None:
+    """R up to 2^31: no size is negative, and shared memory does not shrink as R grows."""
+    least = dict.fromkeys(STRATEGIES, 0)
+    for r in (8, 1000, *(2**power + extra for power in range(20, 32) for extra in (-1, 0))):
+        try:
+            plan = _core.plan(n, c, s, r, "float32", layout, "float32", True, strategy=strategy)
+        except ValueError:
+            continue
+        found = dict(numbers(plan))
+        assert all(value >= 0 for value in found.values()), (r, found)
+        assert least[plan.strategy] <= found["shared_bytes"] <= DEVICES["H200"].shared_bytes
+        least[plan.strategy] = found["shared_bytes"]
 
 
 def test_misaligned_tensors_go_one_element_at_a_time() -> None:

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "launch.h"
+#include "runtime.h"
 
 namespace seblock::cuda {
 namespace {
@@ -19,43 +20,51 @@ std::string version(int number) {
   return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
-#define SEBLOCK_STRING_OF(...) #__VA_ARGS__
-#define SEBLOCK_STRING(...) SEBLOCK_STRING_OF(__VA_ARGS__)
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
 
-void check(int device) {
+// What nvcc was told to compile for: 750 is 7.5.
+std::string architectures() {
+  std::string text;
+  for (const int number : {__CUDA_ARCH_LIST__}) {
+    text += (text.empty() ? "" : " ") + std::to_string(number / 100) + "." +
+            std::to_string(number % 100 / 10);
+  }
+  return text;
+}
+
+void check_usable(int device) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
   if (error == cudaSuccess) return;
   cudaGetLastError();  // clears it
-  if (error == cudaErrorInsufficientDriver) {
-    int driver = 0, runtime = 0;
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    throw std::runtime_error("seblock_cuda: the driver serves CUDA " + version(driver) +
-                             ", the kernels were built with CUDA " + version(runtime) +
-                             ": update the driver");
-  }
-  int major = 0, minor = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+  if (const std::string problem = driver_problem(); !problem.empty())
+    throw std::runtime_error("seblock_cuda: " + problem);
+  const std::string capability =
+      std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
+      std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
   throw std::runtime_error(
       "seblock_cuda: device " + std::to_string(device) + " has compute capability " + capability +
-      ", the kernels were built for " SEBLOCK_STRING(__CUDA_ARCH_LIST__) " (" +
-      cudaGetErrorString(error) + "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
+      ", the kernels were built for " + architectures() + " (" + cudaGetErrorString(error) +
+      "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
 }
 
 constexpr int kMaxDevices = 64;
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&value, which, device);
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("seblock_cuda: ") + cudaGetErrorString(error));
-  return value;
-}
-
 }  // namespace
+
+std::string driver_problem() {
+  int driver = 0, runtime = 0;
+  check("cudaDriverGetVersion", cudaDriverGetVersion(&driver));
+  check("cudaRuntimeGetVersion", cudaRuntimeGetVersion(&runtime));
+  // Within a major version, an older driver serves; 0 is no driver at all.
+  if (driver == 0 || driver / 1000 >= runtime / 1000) return "";
+  return "the driver serves CUDA " + version(driver) + ", the kernels were built with CUDA " +
+         version(runtime) + ": update the driver";
+}
 
 const DeviceLimits& limits_of(int device) {
   static std::array<std::once_flag, kMaxDevices> asked;
@@ -74,7 +83,7 @@ const DeviceLimits& limits_of(int device) {
 void require_usable(int device) {
   static std::array<std::atomic<bool>, kMaxDevices> usable{};
   if (device < kMaxDevices && usable[device].load(std::memory_order_relaxed)) return;
-  check(device);
+  check_usable(device);
   if (device < kMaxDevices) usable[device].store(true, std::memory_order_relaxed);
 }
 

@@ -1,6 +1,8 @@
 // The CUDA side as ops.cpp and the SIMT harness call it: execute the plan on a stream, or throw.
 #pragma once
 
+#include <string>
+
 #include "plan.h"
 #include "se_types.h"
 
@@ -16,5 +18,8 @@ const DeviceLimits& limits_of(int device);
 
 // Raises, naming both, if the kernels were not built for this device or its driver is too old.
 void require_usable(int device);
+
+// Why the driver can run no kernel of ours, on any device; empty if it can. Makes no context.
+std::string driver_problem();
 
 }  // namespace seblock::cuda

@@ -105,7 +105,7 @@ def _ninja() -> str:
     return found
 
 
-def _build(
+def build(
     target: str,
     sources: list[str],
     flags: list[str],
@@ -147,14 +147,14 @@ def _variant(sanitize: str | None) -> tuple[list[str], str]:
 def build_selftest(sanitize: str | None = None) -> Path:
     """The self-test of the harness, an executable."""
     flags, variant = _variant(sanitize)
-    return _build("selftest", SELFTEST, flags, [], variant)
+    return build("selftest", SELFTEST, flags, [], variant)
 
 
 def build_kernels(sanitize: str | None = None) -> Path:
     """The Python module `simt_kernels`. Sanitized, it loads only under LD_PRELOAD=libasan.so."""
     flags, variant = _variant(sanitize)
-    flags += _kernel_flags(ROOT / "csrc/cuda")
-    return _build(_module_name(), KERNELS, flags, ["-shared"], variant)
+    flags += kernel_flags(ROOT / "csrc/cuda")
+    return build(_module_name(), KERNELS, flags, ["-shared"], variant)
 
 
 def build_variant(
@@ -170,7 +170,7 @@ def build_variant(
     those of `base`.
     """
     checks = _variant(sanitize)[0] if sanitize else [*FLAGS, "-O1"]
-    flags = [*checks, *_kernel_flags(cuda)]
+    flags = [*checks, *kernel_flags(cuda)]
     sources = [
         str(cuda / Path(source).name) if "/cuda/" in source else source for source in KERNELS
     ]
@@ -182,10 +182,10 @@ def build_variant(
             if Path(source).name != changed
         ]
         sources = [source for source in sources if Path(source).name == changed]
-    return _build(_module_name(), sources, flags, ["-shared"], name, objects)
+    return build(_module_name(), sources, flags, ["-shared"], name, objects)
 
 
-def _kernel_flags(cuda: Path) -> list[str]:
+def kernel_flags(cuda: Path) -> list[str]:
     import pybind11
 
     folders = [cuda, cuda / "device", ROOT / "csrc", SIMT]

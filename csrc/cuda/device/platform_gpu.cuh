@@ -5,10 +5,9 @@
 
 #include <cstdint>
 #include <cuda/atomic>
-#include <stdexcept>
-#include <string>
 
 #include "plan.h"
+#include "runtime.h"
 
 #define SEBLOCK_KERNEL __global__ void __launch_bounds__(seblock::kBlockThreads, 1)
 // For kernels of which `blocks` are to share a multiprocessor.
@@ -74,30 +73,13 @@ SEBLOCK_DEVICE Shared<T> shared_memory() {
   return reinterpret_cast<T*>(bytes);
 }
 
-inline void check(const char* name, cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
-}
-
-// Zeroes counters, on `stream`.
-inline void clear(uint32_t* counters, size_t bytes, void* stream) {
-  check("clear", cudaMemsetAsync(counters, 0, bytes, static_cast<cudaStream_t>(stream)));
-}
-
 // Launches kernel(params) on `stream` and raises if the launch was refused.
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
-            void* stream, const Params& params) {
-  constexpr size_t kWithoutAsking = 48 * 1024;
-  if (blocks > INT32_MAX)
-    throw std::runtime_error(std::string(name) + ": the grid has more than 2^31 - 1 blocks");
-  if (shared_bytes > kWithoutAsking) {
-    check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     static_cast<int>(shared_bytes)));
-  }
-  kernel<<<static_cast<unsigned>(blocks), kBlockThreads, shared_bytes,
-           static_cast<cudaStream_t>(stream)>>>(params);
-  check(name, cudaGetLastError());
+            void* stream, Params params) {
+  void* arguments[] = {&params};
+  launch_kernel(name, reinterpret_cast<const void*>(kernel), blocks, shared_bytes, stream,
+                arguments);
 }
 
 }  // namespace seblock::cuda
