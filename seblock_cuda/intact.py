@@ -44,7 +44,7 @@ class Part(NamedTuple):
     """One module within a module, as it was when it was read.
 
     Attributes:
-        parent: the place of its parent in the walk; 0 is the module that was read.
+        parent: the place of its parent in the walk.
         name: its name in the parent.
         path: its path in the module that was read.
         kind: its class; None's own if there is none.
@@ -79,28 +79,23 @@ class Reading:
     ) -> None:
         self.values = _values(module)
         parts: list[Part] = []
-        self._walk(module, 0, "", skipped, parts)
-        self.parts = tuple(parts)
-        places = {part.path: place for place, part in enumerate(parts, start=1)}
-        self.projections = tuple(places[path] for path in projections)
+        places: dict[str, int] = {}  # in the walk, of what is not called; 0 is the module itself
 
-    def _walk(
-        self,
-        module: nn.Module,
-        place: int,
-        prefix: str,
-        skipped: Collection[str] | None,
-        parts: list[Part],
-    ) -> None:
-        for name, child in module._modules.items():
-            path = prefix + name
-            called = skipped is not None and path not in skipped
-            deeper = skipped is None or any(each.startswith(f"{path}.") for each in skipped)
-            values = () if child is None or called else _values(child)
-            size = 0 if child is None else len(child._modules)
-            parts.append(Part(place, name, path, type(child), size, values, called))
-            if child is not None and deeper:
-                self._walk(child, len(parts), f"{path}.", skipped, parts)
+        def walk(module: nn.Module, place: int, prefix: str) -> None:
+            for name, child in module._modules.items():
+                path = prefix + name
+                called = skipped is not None and path not in skipped
+                values = () if child is None or called else _values(child)
+                size = 0 if child is None else len(child._modules)
+                parts.append(Part(place, name, path, type(child), size, values, called))
+                if child is not None and not called:
+                    places[path] = len(places) + 1
+                    if skipped is None or any(each.startswith(f"{path}.") for each in skipped):
+                        walk(child, places[path], f"{path}.")
+
+        walk(module, 0, "")
+        self.parts = tuple(parts)
+        self.projections = tuple((path, places[path]) for path in projections)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
         return self
@@ -117,53 +112,58 @@ class Reading:
         self.__dict__.update(state)
         self.parts = tuple(part._replace(kind=found(part.kind)) for part in state["parts"])
 
-    def modules(self, module: nn.Module, hooks: bool = True) -> list[Any] | None:
-        """The module and its parts in the order of the walk; None if any is not as it was.
+    def states(self, module: nn.Module, hooks: bool = True) -> list[dict[str, Any]] | None:
+        """The ``__dict__`` of the module and of its parts, in the order of the walk; None if any is
+        not as it was. (Any other attribute of a module takes four times as long to get.)
 
         Args:
             hooks: whether a hook on a part is a change.
         """
+        state: dict[str, Any] = module.__dict__
         for name, value in self.values:
-            if getattr(module, name, None) != value:
+            if name not in state or state[name] != value:
                 return None
         if hooks and any(_GLOBAL_HOOKS):
             return None
-        found: list[Any] = [module]
+        found = [state]
         for parent, name, _, kind, size, values, called in self.parts:
-            node: Any = found[parent]._modules.get(name)
-            found.append(node)
-            same = type(node) is kind
+            node = found[parent]["_modules"].get(name)
             if called:
                 if (node is None) != (kind is types.NoneType):
                     return None
-            elif not same:
+                continue
+            if type(node) is not kind:
                 return None
-            elif node is not None:
-                if hooks and (
-                    node._forward_hooks
-                    or node._forward_pre_hooks
-                    or node._backward_hooks
-                    or node._backward_pre_hooks
-                ):
+            if node is None:
+                continue
+            state = node.__dict__
+            if hooks and (
+                state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
+            ):
+                return None
+            if "forward" in state or (size and len(state["_modules"]) != size):
+                return None
+            for attribute, value in values:
+                if attribute not in state or state[attribute] != value:
                     return None
-                if "forward" in node.__dict__ or (size and len(node._modules) != size):
-                    return None
-                for attribute, value in values:
-                    if getattr(node, attribute, None) != value:
-                        return None
+            found.append(state)
         return found
 
     def operands(self, module: nn.Module, hooks: bool = True) -> list[Tensor | None] | None:
         """Weight and bias of each projection; None if anything is not as it was."""
-        found = self.modules(module, hooks)
+        found = self.states(module, hooks)
         if found is None:
             return None
         tensors: list[Tensor | None] = []
-        for place in self.projections:
-            node = found[place]
-            weight, bias = node._parameters.get("weight"), node._parameters.get("bias")
+        for _, place in self.projections:
+            state = found[place]
+            held = state["_parameters"]
+            weight, bias = held.get("weight"), held.get("bias")
             if weight is None:  # a replica's, or one that FSDP flattened: a plain attribute
-                weight, bias = node.__dict__.get("weight"), node.__dict__.get("bias")
+                weight, bias = state.get("weight"), state.get("bias")
             if type(weight) not in _TENSORS or (bias is not None and type(bias) not in _TENSORS):
                 return None
             tensors += (weight, bias)
@@ -177,7 +177,6 @@ class Reading:
         found: list[Any] = [module]
         for part in self.parts:
             node: Any = found[part.parent]._modules.get(part.name)
-            found.append(node)
             if part.called and (node is None) == (part.kind is types.NoneType):
                 continue
             same = type(node) is part.kind
@@ -185,6 +184,7 @@ class Reading:
                 return f"{part.path} is {_named(type(node))}, and was {_named(part.kind)}"
             if node is None:
                 continue
+            found.append(node)
             if any(not isinstance(hook, Observer) for hook in hooks_of(node)):
                 return f"{part.path} has hooks"
             if "forward" in node.__dict__:
@@ -195,11 +195,11 @@ class Reading:
                 now = getattr(node, name, None)
                 if now != value:
                     return f"{part.path}.{name} is {now!r}, and was {value!r}"
-        for place in self.projections:
+        for path, place in self.projections:
             for name in ("weight", "bias"):
                 tensor = getattr(found[place], name, None)
                 if tensor is not None and type(tensor) not in _TENSORS:
-                    return f"{self.parts[place - 1].path}.{name} is a {type(tensor).__name__}"
+                    return f"{path}.{name} is a {type(tensor).__name__}"
         return None
 
 

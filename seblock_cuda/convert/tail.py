@@ -77,7 +77,7 @@ def run_folded(block: FusedTail, plain: Plain, inputs: Tensor) -> Tensor:
     """The forward of a block with its tail folded."""
     if is_symbolic(inputs):
         return plain(block, inputs)
-    if block._tail.forward is None or block._reading.modules(block) is None:
+    if block._tail.forward is None or block._reading.states(block) is None:
         warn_once(block, block._reading)
         return plain(block, inputs)
     if torch._C._is_any_autocast_enabled() and _may_be_cast(inputs):
@@ -110,7 +110,7 @@ def fold(block: nn.Module, tail: Tail) -> None:
         Refused: something hangs on what would not be called any more.
     """
     reading = Reading(block, skipped=tail.skipped)
-    if reading.modules(block) is None:
+    if reading.states(block) is None:
         raise Refused(why_not(reading, block))
     become(block, FusedTail, run_folded, _tail=tail, _reading=reading)
 
