@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from seblock_cuda.functional import squeeze_excitation
-from seblock_cuda.intact import Plain, Reading, is_symbolic, warn_once
+from seblock_cuda.intact import Plain, Reading, is_traced, warn_once
 
 Operands = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None"]
 
@@ -75,6 +75,7 @@ class FusedSE(nn.Module):
         )
 
     def _call_plain(self, plain: Plain, *inputs: Tensor) -> Tensor:
+        """What the plain module makes of inputs that this layer takes."""
         return plain(self, *inputs)
 
     def _call_with_other_rank(self, plain: Plain, operands: Operands, *inputs: Tensor) -> Tensor:
@@ -99,8 +100,8 @@ class FusedSE(nn.Module):
 def run_fused(layer: FusedSE, plain: Plain, *inputs: Tensor) -> Tensor:
     """The forward of a fused layer: the op, or the plain forward where the op is not the same."""
     x = inputs[0]
-    if is_symbolic(x):
-        return plain(layer, *inputs)
+    if is_traced(x):
+        return layer._call_plain(plain, *inputs)
     operands = layer._operands(x)
     if operands is None:
         warn_once(layer, layer._reading)

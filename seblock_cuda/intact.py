@@ -245,9 +245,11 @@ def warn_once(module: nn.Module, reading: Reading) -> None:
     warnings.warn(f"{name} runs as plain PyTorch, correct but slower: {reason}", stacklevel=2)
 
 
-def is_symbolic(x: object) -> bool:
-    """Whether torch.fx is tracing: it is given the plain module to trace."""
-    return type(x) is not Tensor and isinstance(x, fx.Proxy)
+def is_traced(x: object) -> bool:
+    """Whether torch.fx or torch.jit is tracing: they are given the plain module."""
+    if type(x) is not Tensor and isinstance(x, fx.Proxy):
+        return True
+    return torch._C._get_tracing_state() is not None and not torch.compiler.is_compiling()
 
 
 def in_place_of(plain: Plain, run: Callable[..., Tensor]) -> Plain:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from seblock_cuda.fused import FusedSE, Operands, Recipe, name_of, run_fused
 from seblock_cuda.intact import Plain, in_place_of
@@ -30,7 +30,7 @@ class SELayer(FusedSE):
 
     def _call_plain(self, plain: Plain, *inputs: Tensor) -> Tensor:
         x = inputs[0]
-        if x.dim() == 4 or (x.dim() == 3 and self._has_no_batch(x)):
+        if isinstance(x, fx.Proxy) or x.dim() == 4 or (x.dim() == 3 and self._has_no_batch(x)):
             return plain(self, *inputs)
         flat = (tensor.flatten(2).unsqueeze(-1) for tensor in inputs)
         return plain(self, *flat).reshape(x.shape)

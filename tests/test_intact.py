@@ -221,8 +221,13 @@ def test_quantisation_aware_training(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name, activation",
-    [("SqueezeExcitation", "activation"), ("SqueezeExcitation", "scale_activation")]
-    + [("converted Linear", "fc.1"), ("converted Linear", "fc.3"), ("folded tail", "relu")],
+    [
+        ("SqueezeExcitation", "activation"),
+        ("SqueezeExcitation", "scale_activation"),
+        ("converted Linear", "fc.1"),
+        ("converted Linear", "fc.3"),
+        ("folded tail", "relu"),
+    ],
 )
 @pytest.mark.parametrize("change", ["replaced", "hook", "backward hook"])
 def test_changed_activation(name: str, activation: str, change: str) -> None:

@@ -21,7 +21,7 @@ from seblock_cuda.convert.projections import is_sequential
 from seblock_cuda.convert.prove import compare, own_copy
 from seblock_cuda.convert.replace import become, why_not
 from seblock_cuda.convert.report import Refused, one_line
-from seblock_cuda.intact import Plain, Reading, is_symbolic, warn_once
+from seblock_cuda.intact import Plain, Reading, is_traced, warn_once
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -75,7 +75,7 @@ class FusedTail(nn.Module):
 
 def run_folded(block: FusedTail, plain: Plain, inputs: Tensor) -> Tensor:
     """The forward of a block with its tail folded."""
-    if is_symbolic(inputs):
+    if is_traced(inputs):
         return plain(block, inputs)
     if block._tail.forward is None or block._reading.states(block) is None:
         warn_once(block, block._reading)
