@@ -102,10 +102,10 @@ def test_compiled_in_place(before: bool) -> None:
     plain = nn.Sequential(SELayer(C), Block(C))
     fused = copy.deepcopy(plain)
     torch._dynamo.reset()
-    graphs: list[Any] = []
+    graphs: list[str] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
+        graphs.append(graph.print_readable(print_output=False))
         return graph.forward
 
     def compile_all() -> None:
@@ -119,11 +119,7 @@ def test_compiled_in_place(before: bool) -> None:
     if not before:
         compile_all()
     check_same(results(fused, X), results(plain, X), 1e-5)
-    assert (
-        "se_forward" in str(graphs[-1].graph)
-        or "SEBlockFunction" in str(graphs[-1].graph)
-        or ("autograd_function_apply" in str(graphs[-1].graph))
-    )
+    assert all("se_forward" in graph for graph in graphs[-2:])
     check_same(results(copy.deepcopy(fused), X), results(plain, X), 1e-5)
     assert revert_se_modules(fused) == 2
     check_same(results(fused, X), results(plain, X), 1e-5)
@@ -202,15 +198,12 @@ def test_replicas_have_their_own_weights(make: Callable[[int], nn.Module], path:
         inner = layer.se if hasattr(layer, "se") else layer
         next(inner.children()).register_forward_hook(lambda *_: None)
     replica = replicate(layer)
-    se = replica.se if hasattr(replica, "se") else replica
-    seen: list[Tensor] = []
     x = X[0] if path == "no batch" and isinstance(layer, SEBlock) else X
     y = replica(x)
     if hasattr(replica, "se"):
         assert torch.allclose(y, torch.relu(x), atol=1e-6)  # a convolution of zeros, the shortcut
     else:
         assert torch.allclose(y, 0.5 * x, atol=1e-6)
-    assert se is not getattr(layer, "se", layer) and not seen
 
 
 def replicate(module: Any) -> Any:

@@ -22,7 +22,7 @@ from torch import nn
 
 from seblock_cuda.convert import prove, tail
 from seblock_cuda.convert.inline import written_inline
-from seblock_cuda.convert.read import check_untouched, copy_to_trace, read
+from seblock_cuda.convert.read import check_untouched, copy_to_trace, read_recipe
 from seblock_cuda.convert.recognise import is_known, is_worth_a_word, may_be_se
 from seblock_cuda.convert.replace import fuse, is_converted, restore
 from seblock_cuda.convert.report import (
@@ -99,7 +99,7 @@ def recipe_of(module: nn.Module, *, hooks: bool = True) -> Recipe | None:
     if not may_be_se(module) or not _is_untouched(module, hooks):
         return None
     with prove.plain_state():
-        recipe = read(module)
+        recipe = read_recipe(module)
         if recipe is not None and not is_known(module):
             prove.prove(module, recipe)
         return recipe
@@ -200,7 +200,7 @@ def _convert_layer(
     """Converts one module, if it is SE; None if it is not."""
 
     def read_and_prove() -> tuple[Recipe | None, float | None]:
-        recipe = read(module)
+        recipe = read_recipe(module)
         if recipe is None or (is_known(module) and not verify):
             return recipe, None
         return recipe, prove.prove(module, recipe)
@@ -214,8 +214,8 @@ def _convert_layer(
         if outcome.found is None:
             return None
         kind = full_name(module)
-        fuse(module, outcome.found)
         changed.append(module)
+        fuse(module, outcome.found)
     except Refused as refusal:
         return _left(path, module, str(refusal))
     except Exception as error:
@@ -270,8 +270,8 @@ def _fold_tail(
         outcome = outcomes.of(block, path, fold_and_prove, se_path)
         if outcome.found is None:
             raise Refused(outcome.refusal)
-        tail.fold(block, outcome.found)
         changed.append(block)
+        tail.fold(block, outcome.found)
     except Refused as refusal:
         return Conversion(path, kind, "tail kept", None, str(refusal))
     except Exception as error:

@@ -49,7 +49,7 @@ class NotSE(Exception):
     """Small and C -> R -> C, but nothing like an SE layer otherwise."""
 
 
-def read(module: nn.Module) -> Recipe | None:
+def read_recipe(module: nn.Module) -> Recipe | None:
     """How the op runs a layer that may be SE; None if it is none after all.
 
     Raises:
