@@ -11,16 +11,17 @@ import argparse
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from seblock_cuda import Conversion, convert_se_modules
-from seblock_cuda import convert_probe as probe
-from seblock_cuda.convert_recipe import FusedSE, full_name, projection_widths
+from seblock_cuda import Conversion, convert_se_modules, revert_se_modules
+from seblock_cuda.convert import prove
+from seblock_cuda.convert.report import full_name
+from seblock_cuda.fused import FusedSE
 
 PAGE = Path(__file__).parent.parent / "docs/timm.md"
 
@@ -32,7 +33,7 @@ class Scan:
     models: int = 0
     failed: list[str] = field(default_factory=list)
     layers: dict[str, list[Conversion]] = field(default_factory=dict)  # by model, where there are
-    proved: dict[tuple[object, ...], float] = field(default_factory=dict)  # by class and pattern
+    proved: dict[Hashable, tuple[str, float]] = field(default_factory=dict)  # by what is alike
 
     def add(self, name: str, model: nn.Module) -> None:
         """Converts one model, proves what is new in it."""
@@ -40,21 +41,13 @@ class Scan:
         self.models += 1
         if len(report):
             self.layers[name] = list(report)
-        for module in model.modules():
-            if isinstance(module, FusedSE):
-                self.prove(module)
-
-    def prove(self, layer: FusedSE) -> None:
-        """Compares one layer with its original, unless one like it has been."""
-        paths = [path for path in (layer.recipe.reduce, layer.recipe.expand) if path]
-        parts = [layer.original.get_submodule(".".join(path)) for path in paths]
-        bias = parts[-1].bias is not None
-        key = (full_name(layer.original), layer.recipe, projection_widths(parts), bias)
-        if key not in self.proved:
-            with probe.plain_state():
-                own = probe.own_copy(layer.original)
-                probe.spread_weights(own, paths)
-                self.proved[key] = probe.prove(own, layer.recipe)
+        fused = [(m, m._recipe) for m in model.modules() if isinstance(m, FusedSE)]
+        revert_se_modules(model)
+        for module, recipe in fused:
+            key = prove.alike(module)
+            if key not in self.proved:
+                with prove.plain_state():
+                    self.proved[key] = full_name(module), prove.prove(module, recipe)
 
 
 def scan(names: Iterable[str]) -> Scan:
@@ -100,7 +93,7 @@ def page(found: Scan) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for (kind, action, reason), where in sorted(layers.items(), key=lambda item: -len(item[1])):
-        differences = [d for key, d in found.proved.items() if key[0] == kind]
+        differences = [d for proved, d in found.proved.values() if proved == kind]
         proof = ("", "")
         if action == "converted":
             proof = (str(len(differences)), f"{max(differences):.0e}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
-from typing import Any, cast
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch.autograd import forward_ad
 
 from seblock_cuda import _ops, reference
 from seblock_cuda.checks import check_arguments, check_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # name -> the number that the op takes.
 _ACTIVATIONS = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
@@ -163,21 +166,38 @@ def _distinct(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 class use_fused_se:
     """Switches the kernels on or off: ``use_fused_se(False)`` runs every layer as plain PyTorch.
 
-    A switch, and a context manager that puts back what was before; of the process, not of a thread.
-    The modules and their parameters stay as they are. What torch.compile made before is made anew.
+    A switch; a context manager, and a decorator of functions, that put back what was before. It is
+    of the process, not of a thread. The modules and their parameters stay as they are. What
+    torch.compile made before is made anew.
+
+    Raises:
+        TypeError: `enabled` is not a bool.
     """
 
     enabled = True
 
     def __init__(self, enabled: bool = True) -> None:
-        self._before = use_fused_se.enabled
-        use_fused_se.enabled = bool(enabled)
+        if not isinstance(enabled, bool):
+            kind = type(enabled).__name__
+            raise TypeError(f"enabled must be a bool, as in @use_fused_se(False), got a {kind}")
+        self._wanted, self._before = enabled, use_fused_se.enabled
+        use_fused_se.enabled = enabled
 
     def __enter__(self) -> use_fused_se:
         return self
 
     def __exit__(self, *_: object) -> None:
         use_fused_se.enabled = self._before
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        use_fused_se.enabled = self._before  # to decorate switches nothing
+
+        @wraps(function)
+        def switched(*args: P.args, **kwargs: P.kwargs) -> R:
+            with use_fused_se(self._wanted):
+                return function(*args, **kwargs)
+
+        return switched
 
 
 def _kernels_serve(x: Tensor) -> bool:
@@ -187,8 +207,8 @@ def _kernels_serve(x: Tensor) -> bool:
     on_device = x.is_cpu or (x.is_cuda and _ops.BUILT_WITH_CUDA)
     if torch.compiler.is_compiling():
         return on_device and not torch.onnx.is_in_onnx_export()
-    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
-        return False  # ONNX has no such op: the exporter gets the formulas
+    if torch._C._get_tracing_state() is not None:
+        return False  # what is traced is saved, trained or exported as the formulas
     if not on_device:
         _warn_about_device(x.device.type)
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,20 +14,23 @@ from torch import Tensor, nn
 
 from seblock_cuda import reference
 from seblock_cuda.convert import recipe_of
-from seblock_cuda.convert_recipe import FusedSE, Recipe, Refused
-from seblock_cuda.layers import SELayer
+from seblock_cuda.convert.report import Refused
+from seblock_cuda.fused import FusedSE, Recipe, identity_for
+from seblock_cuda.intact import Observer, Reading
 
 Gates = dict[str, list[Tensor]]
 
-PLAIN = Recipe(("reduce",), ("expand",), "relu", "sigmoid", ranks=(3, 4, 5))
+PLAIN = Recipe("reduce", "expand", "relu", "sigmoid")
 
 
 @contextmanager
 def record_gates(model: nn.Module) -> Iterator[Gates]:
     """Records the gate of every SE layer, at every forward, while the context is open.
 
-    Fused layers, and layers that :func:`seblock_cuda.convert_se_modules` would convert. The gate is
-    worked out beside the forward, from the same input, in plain PyTorch: one more pass over it.
+    Fused layers, and layers that :func:`seblock_cuda.convert_se_modules` would convert, whatever
+    hooks they have. The gate is worked out beside the forward, from the same input, in plain
+    PyTorch: one more pass over it. What a checkpoint runs again in the backward is not recorded
+    again. A layer at several places has a record for each; it counts where it is called from.
     Made for eager mode; a compiled model may not call the hooks.
 
     Args:
@@ -36,43 +41,130 @@ def record_gates(model: nn.Module) -> Iterator[Gates]:
         (float64 for float64 input), on the input's device, without a graph.
     """
     record: Gates = {}
+    places: dict[nn.Module, list[_Place]] = defaultdict(list)
+    readings: dict[nn.Module, tuple[Recipe, Reading] | None] = {}
+    for path, layer, holders in _layers(model, readings):
+        places[layer].append((record.setdefault(path, []), holders))
+    running = _Running()
+    shared = [each for each in places.values() if len(each) > 1]
     handles = []
     try:
-        for path, layer, reader in _layers(model):
-            hook = _recorder(record.setdefault(path, []), reader)
-            handles.append(layer.register_forward_hook(hook))
+        for holder in {module for each in shared for _, holders in each for module in holders}:
+            handles.append(holder.register_forward_pre_hook(running.begin))
+            handles.append(holder.register_forward_hook(running, always_call=True))
+        for layer, where in places.items():
+            reading = readings[layer]
+            assert reading is not None
+            recorder = _Recorder(*reading, where, running.modules)
+            handles.append(layer.register_forward_hook(recorder, with_kwargs=True))
         yield record
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _layers(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module, SELayer]]:
-    """Path, module, and the layer that says how its gate is computed."""
-    if isinstance(model, SELayer):
-        yield path, model, model
-        return
-    if isinstance(model, reference.PlainSEBlock):  # what a subclass does with the gate is its own
-        yield path, model, FusedSE(model, PLAIN)
-        return
-    try:
-        recipe = recipe_of(model)
-    except Refused:
-        return
-    if recipe is not None:
-        yield path, model, FusedSE(model, recipe)
-        return
-    for name, child in model.named_children():
-        yield from _layers(child, f"{path}.{name}" if path else name)
+_Place = tuple[list[Tensor], "tuple[nn.Module, ...]"]  # its record, and what holds it
 
 
-def _recorder(gates: list[Tensor], reader: SELayer) -> Any:
-    def record(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
-        x = inputs[0]
+def _layers(
+    module: nn.Module,
+    readings: dict[nn.Module, tuple[Recipe, Reading] | None],
+    path: str = "",
+    holders: tuple[nn.Module, ...] = (),
+) -> Iterator[tuple[str, nn.Module, tuple[nn.Module, ...]]]:
+    """Path, layer and what holds it, once for every place; fills in how its gate is computed."""
+    if module not in readings:
+        readings[module] = _read(module)
+    if readings[module] is not None:
+        yield path, module, holders
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            below = f"{path}.{name}" if path else name
+            yield from _layers(child, readings, below, (*holders, module))
+
+
+def _read(module: nn.Module) -> tuple[Recipe, Reading] | None:
+    if isinstance(module, FusedSE):
+        return module._recipe, module._reading
+    if isinstance(module, reference.PlainSEBlock):  # what a subclass does with the gate is its own
+        recipe: Recipe | None = PLAIN
+    else:
+        try:
+            recipe = recipe_of(module, hooks=False)
+        except Refused:
+            recipe = None
+    return None if recipe is None else (recipe, Reading(module, recipe.projections))
+
+
+class _Running(Observer):
+    """Which of the modules that hold shared layers are running, outermost first."""
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+
+    @property
+    def begin(self) -> _Begin:
+        return _Begin(self.modules)
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        while self.modules and self.modules.pop() is not module:
+            pass
+
+
+class _Begin(Observer):
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        self.modules.append(module)
+
+
+class _Recorder(Observer):
+    """The forward hook of one layer."""
+
+    def __init__(
+        self, recipe: Recipe, reading: Reading, places: list[_Place], running: list[nn.Module]
+    ) -> None:
+        self.recipe, self.reading = recipe, reading
+        self.places, self.running = places, running
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+    ) -> None:
+        if torch._C._current_graph_task_id() != -1:  # a checkpoint's second forward
+            return
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         with torch.no_grad():
-            gates.append(reference.gate_values(x, *reader.operands(x), *reader.names))
+            gate = self._gate(layer, x.detach())
+        if gate is not None:
+            self._record().append(gate)
 
-    return record
+    def _record(self) -> list[Tensor]:
+        """The record of the place that is called: most of what holds it is running."""
+
+        def order(place: _Place) -> tuple[int, int]:
+            record, holders = place
+            return -sum(holder in self.running for holder in holders), len(record)
+
+        return min(self.places, key=order)[0]
+
+    def _gate(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        operands: Any = self.reading.operands(layer, hooks=False)
+        if operands is None:
+            warnings.warn(
+                f"the gate of {type(layer).__name__} is not recorded: {self.reading.reason(layer)}",
+                stacklevel=2,
+            )
+            return None
+        expand, expand_bias = operands[-2:]
+        first = operands[:2] if len(operands) == 4 else (identity_for(expand, x), None)
+        reduce, reduce_bias = first
+        ranks = self.recipe.ranks
+        if x.dim() not in ranks and x.dim() + 1 in ranks and len(x) == len(expand):
+            x = x.unsqueeze(0)  # there is no batch
+        parameters = (reduce, expand, reduce_bias, expand_bias)
+        return reference.gate_values(x, *parameters, self.recipe.activation, self.recipe.gate)
 
 
 def plot_gates(

@@ -1,39 +1,58 @@
-"""The layers: modules that hold the parameters and call :func:`seblock_cuda.squeeze_excitation`."""
+"""The layers: modules that hold the parameters and call :func:`seblock_cuda.squeeze_excitation`.
+
+Each is a plain module, with :class:`seblock_cuda.fused.FusedSE` mixed in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from seblock_cuda.functional import squeeze_excitation
-from seblock_cuda.reference import ACTIVATIONS, GATES
+from seblock_cuda.fused import FusedSE, Operands, Recipe, name_of, run_fused
+from seblock_cuda.intact import Plain, in_place_of
+from seblock_cuda.plain import PlainEffectiveSE, PlainSEResidual, PlainSqueezeExcitation
+from seblock_cuda.reference import ACTIVATIONS, GATES, PlainSEBlock
 
-Operands = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None"]
 
+class SELayer(FusedSE):
+    """What the layers of this package share beyond that: they are made of 1x1 convolutions.
 
-class SELayer(nn.Module):
-    """What the layers share: :meth:`operands` and :attr:`names` say what the op is called with.
-
-    ``[R, C]`` and ``[R, C, 1]`` shaped weights (of Linear and Conv1d) load into 1x1 convolutions.
+    ``[R, C]`` and ``[R, C, 1]`` shaped weights (of Linear and Conv1d) load into them. They take one
+    to three spatial dimensions where the plain module takes two; of three dimensions the channels
+    tell ``[C, H, W]``, which has no batch, from ``[N, C, L]``.
     """
 
-    names: tuple[str, str]  # activation, gate
-    _projections: tuple[str, ...] = ()
+    if TYPE_CHECKING:
+        _channels: int
 
-    def operands(self, inputs: Tensor) -> Operands:
-        """Weights and biases of the op, for this input: W1, W2, b1, b2."""
-        raise NotImplementedError
+    def _call_plain(self, plain: Plain, *inputs: Tensor) -> Tensor:
+        x = inputs[0]
+        if isinstance(x, fx.Proxy) or x.dim() == 4 or (x.dim() == 3 and self._has_no_batch(x)):
+            return plain(self, *inputs)
+        flat = (tensor.flatten(2).unsqueeze(-1) for tensor in inputs)
+        return plain(self, *flat).reshape(x.shape)
 
-    def extra_repr(self) -> str:
-        return f"activation={self.names[0]}, gate={self.names[1]}"
+    def _call_with_other_rank(self, plain: Plain, operands: Operands, *inputs: Tensor) -> Tensor:
+        if inputs[0].dim() == 3 and self._has_no_batch(inputs[0]):
+            return self._call_op(operands, *(x.unsqueeze(0) for x in inputs)).squeeze(0)
+        return self._call_op(operands, *inputs)
+
+    def _has_no_batch(self, x: Tensor) -> bool:
+        c = self._channels
+        if x.shape[0] == x.shape[1] == c:
+            raise ValueError(
+                f"input must say whether it has a batch: {list(x.shape)} may be [C, H, W] or "
+                f"[N, C, L] with C = {c}; give [1, C, H, W] or [N, C, L, 1]"
+            )
+        return x.shape[0] == c
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        for name in self._projections:
+        for name in self._recipe.projections:
             key = f"{prefix}{name}.weight"
             weight = state_dict.get(key)
             if isinstance(weight, Tensor) and weight.dim() in (2, 3):
@@ -41,13 +60,16 @@ class SELayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class SEBlock(SELayer):
+class SEBlock(SELayer, PlainSEBlock):
     """The Squeeze-and-Excitation block (Hu et al., arXiv:1709.01507), fused.
 
     Same constructor, initial weights, ``state_dict`` keys and numbers as the block of two 1x1
     convolutions without bias that people paste (see :class:`seblock_cuda.reference.PlainSEBlock`):
     checkpoints move between the two in both directions. ``[R, C]`` and ``[R, C, 1]`` shaped weights
     load too.
+
+    ``forward(inputs)`` takes ``[N, C, *spatial]`` with 1 to 3 spatial dimensions, or ``[C, H, W]``,
+    and gives a tensor of the same shape, dtype and layout.
 
     Args:
         input_channel: C, the channels of the input.
@@ -57,9 +79,6 @@ class SEBlock(SELayer):
         ValueError: ``int(input_channel * ration)`` is less than 1.
     """
 
-    names = ("relu", "sigmoid")
-    _projections = ("reduce", "expand")
-
     def __init__(
         self,
         input_channel: int,
@@ -68,46 +87,36 @@ class SEBlock(SELayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         reduced = int(input_channel * ration)
         if reduced < 1:
             raise ValueError(
                 f"int(input_channel * ration) must be at least 1, got {reduced} "
                 f"from input_channel {input_channel} and ration {ration}"
             )
-        self.reduce = nn.Conv2d(input_channel, reduced, 1, bias=False, device=device, dtype=dtype)
-        self.expand = nn.Conv2d(reduced, input_channel, 1, bias=False, device=device, dtype=dtype)
+        super().__init__(input_channel, ration, device=device, dtype=dtype)
+        self._channels = input_channel
+        self._read(Recipe("reduce", "expand", "relu", "sigmoid"))
 
-    def operands(self, inputs: Tensor) -> Operands:
-        return self.reduce.weight, self.expand.weight, None, None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """``[N, C, *spatial]`` to the same shape, dtype and layout."""
-        return squeeze_excitation(inputs, self.reduce.weight, self.expand.weight)
+    forward = in_place_of(PlainSEBlock.forward, run_fused)
 
 
-class SEResidual(SEBlock):
+class SEResidual(SEBlock, PlainSEResidual):
     """The end of a residual block in one pass: ``relu(SEBlock(inputs) + shortcut)``.
 
-    Arguments, weights and ``state_dict`` are those of :class:`SEBlock`.
+    Arguments, weights and ``state_dict`` are those of :class:`SEBlock`; ``forward(inputs,
+    shortcut)`` takes two tensors of one shape.
     """
 
-    def forward(self, inputs: Tensor, shortcut: Tensor) -> Tensor:  # type: ignore[override]
-        """Two tensors ``[N, C, *spatial]`` to one of the same shape, dtype and layout."""
-        return squeeze_excitation(
-            inputs,
-            self.reduce.weight,
-            self.expand.weight,
-            residual=shortcut,
-            residual_activation="relu",
-        )
+    forward = in_place_of(PlainSEResidual.forward, run_fused)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, residual_activation=relu"
 
 
-class SqueezeExcitation(SELayer):
+class SqueezeExcitation(SELayer, PlainSqueezeExcitation):
     """torchvision's ``SqueezeExcitation``, fused: its signature, initial weights and keys.
+
+    ``forward(input)`` takes and gives what :class:`SEBlock` does.
 
     Args:
         input_channels: C, the channels of the input.
@@ -120,8 +129,6 @@ class SqueezeExcitation(SELayer):
         ValueError: the op has no such activation or gate.
     """
 
-    _projections = ("fc1", "fc2")
-
     def __init__(
         self,
         input_channels: int,
@@ -132,46 +139,42 @@ class SqueezeExcitation(SELayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(input_channels, squeeze_channels, 1, device=device, dtype=dtype)
-        self.fc2 = nn.Conv2d(squeeze_channels, input_channels, 1, device=device, dtype=dtype)
-        self.activation = activation()
-        self.scale_activation = scale_activation()
-        named = (name_of(self.activation, ACTIVATIONS), name_of(self.scale_activation, GATES))
-        for argument, made, name, known in zip(
-            ("activation", "scale_activation"),
-            (self.activation, self.scale_activation),
-            named,
-            (ACTIVATIONS, GATES),
+        super().__init__(
+            input_channels,
+            squeeze_channels,
+            activation,
+            scale_activation,
+            device=device,
+            dtype=dtype,
+        )
+        names: list[str] = []
+        for argument, made, known in (
+            ("activation", self.activation, ACTIVATIONS),
+            ("scale_activation", self.scale_activation, GATES),
         ):
+            name = name_of(made, known)
             if name is None:
                 raise ValueError(f"{argument} must compute one of {', '.join(known)}, got {made}")
-        self.names = (str(named[0]), str(named[1]))
+            names.append(name)
+        self._channels = input_channels
+        self._read(Recipe("fc1", "fc2", names[0], names[1]))
 
-    def operands(self, inputs: Tensor) -> Operands:
-        return self.fc1.weight, self.fc2.weight, self.fc1.bias, self.fc2.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[N, C, *spatial]`` to the same shape, dtype and layout."""
-        activation, gate = self.names
-        return squeeze_excitation(input, *self.operands(input), activation=activation, gate=gate)
+    forward = in_place_of(PlainSqueezeExcitation.forward, run_fused)
 
 
-class EffectiveSE(SELayer):
+class EffectiveSE(SELayer, PlainEffectiveSE):
     """VoVNet's effective SE (Lee and Park, arXiv:1911.06667): one projection C to C, no squeeze.
 
     ``y = x * hardsigmoid(W mean(x) + b)``, with the keys ``fc.weight`` and ``fc.bias``. The op has
     two projections: the other one is the identity matrix, shared by all layers of one width. That
     costs another ``C^2`` multiplications per sample and the gradient of a matrix that nobody reads,
-    on tensors without spatial dimensions; the passes over x stay as they are.
+    on tensors without spatial dimensions; the passes over x stay as they are. ``forward(input)``
+    takes and gives what :class:`SEBlock` does.
 
     Args:
         channels: C.
         gate: sigmoid, hardsigmoid or relu.
     """
-
-    _projections = ("fc",)
 
     def __init__(
         self,
@@ -181,66 +184,10 @@ class EffectiveSE(SELayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         if gate not in GATES:
             raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
-        self.fc = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
-        self.names = ("identity", gate)
+        super().__init__(channels, gate, device=device, dtype=dtype)
+        self._channels = channels
+        self._read(Recipe("", "fc", "identity", gate))
 
-    def operands(self, inputs: Tensor) -> Operands:
-        return identity_for(self.fc.weight, inputs), self.fc.weight, None, self.fc.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[N, C, *spatial]`` to the same shape, dtype and layout."""
-        activation, gate = self.names
-        return squeeze_excitation(input, *self.operands(input), activation=activation, gate=gate)
-
-
-_identities: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
-
-
-def identity_for(weight: Tensor, inputs: Tensor) -> Tensor:
-    """The identity matrix ``[C, C]`` beside a weight ``[C, C]``, kept for the next call.
-
-    No buffer of the layer: that would be lost by ``to_empty``, and sent around by DDP. Under a
-    compiler, a fake mode or the capture of a CUDA graph it is made on the spot.
-    """
-    c, dtype, device = weight.shape[0], weight.dtype, weight.device
-    if (
-        torch.compiler.is_compiling()
-        or type(inputs) not in (Tensor, nn.Parameter)
-        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
-        or (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-    ):
-        return torch.eye(c, dtype=dtype, device=device)
-    key = (c, dtype, device)
-    if key not in _identities:
-        with torch.inference_mode(False):
-            _identities[key] = torch.eye(c, dtype=dtype, device=device)
-    return _identities[key]
-
-
-def name_of(function: Callable[[Tensor], Tensor], known: dict[str, Any]) -> str | None:
-    """Which of the known activations or gates a function computes, found by its values.
-
-    It must agree in float64 over -12 to 12 and far outside, in training and in evaluation.
-    """
-    if isinstance(function, nn.Module) and next(function.parameters(), None) is not None:
-        return None
-    grid = torch.linspace(-12, 12, 4801, dtype=torch.float64, device="cpu")
-    z = torch.cat([grid, torch.tensor([-1e3, -50.0, 50.0, 1e3], dtype=torch.float64, device="cpu")])
-    training = getattr(function, "training", False)
-    try:
-        with torch.no_grad():
-            values = []
-            for mode in (not training, training):
-                if isinstance(function, nn.Module):
-                    function.train(mode)
-                values.append(function(z.clone()))
-            for name, (formula, _) in known.items():
-                expected = formula(z)
-                if all(torch.allclose(v, expected, rtol=1e-12, atol=1e-12) for v in values):
-                    return name
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return None
+    forward = in_place_of(PlainEffectiveSE.forward, run_fused)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from seblock_cuda import convert_se_modules, revert_se_modules
 from seblock_cuda.convert import recipe_of
-from seblock_cuda.convert_recipe import FusedSE
+from seblock_cuda.fused import FusedSE
 from seblock_cuda.reference import PlainSEBlock
 from tests import cases
 from tests.models import (
@@ -144,9 +144,11 @@ def test_ranks_of_linear_layers_are_proved() -> None:
     assert recipe is not None and recipe.ranks == (4,)
 
 
-def test_the_model_itself_cannot_be_replaced() -> None:
-    (entry,) = convert_se_modules(SELayer())
-    assert entry.action == "left" and "the model itself" in entry.reason
+def test_the_model_itself_is_converted() -> None:
+    layer = SELayer()
+    (entry,) = convert_se_modules(layer)
+    assert entry.action == "converted" and isinstance(layer, FusedSE)
+    assert revert_se_modules(layer) == 1 and type(layer) is SELayer
 
 
 def test_without_verification() -> None:
@@ -160,7 +162,9 @@ def test_converting_twice_changes_nothing_more() -> None:
     model = nn.Sequential(SELayer())
     convert_se_modules(model)
     fused = model[0]
-    assert len(convert_se_modules(model)) == 0 and model[0] is fused
+    again = convert_se_modules(model)
+    assert len(again) == 0 and model[0] is fused
+    assert str(again) == "no SE layers found: 1 had been converted before"
     assert revert_se_modules(model) == 1 and revert_se_modules(model) == 0
 
 

@@ -142,9 +142,9 @@ class Grouped(Convolutions):
         return x * torch.sigmoid(self.second(F.relu(self.first(self.pool(x)))))
 
 
-class OwnStateDict(SELayer):
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return super().state_dict(*args, **kwargs)
+class OwnCopy(SELayer):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
 
 
 class TunedLinear(nn.Linear):
@@ -211,7 +211,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "depends on training": (InTraining, "numbers"),
     "a parameter of its own": (Temperature, "temperature"),
     "groups": (Grouped, "not a plain pointwise one"),
-    "own state_dict": (OwnStateDict, "its own state_dict"),
+    "own copy": (OwnCopy, "its own __deepcopy__"),
     "adapter": (Adapted, "uses fc.0.weight directly"),
     "hooks": (hooked, "hooks on fc.0"),
     "parametrized": (parametrized, "parametrized on fc1"),

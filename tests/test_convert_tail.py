@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seblock_cuda import convert_se_modules, revert_se_modules, use_fused_se
-from seblock_cuda.convert_tail import FusedTail
+from seblock_cuda.convert.tail import FusedTail
 from seblock_cuda.reference import PlainSEBlock
 from tests.models import Block, check_same, identities, results, types
 
@@ -155,10 +155,14 @@ def test_a_shortcut_that_is_broadcast_is_added_as_before() -> None:
     check_same(results(model, x), expected, 1e-5)
 
 
-def test_a_block_with_hooks_is_kept() -> None:
-    model = nn.Sequential(Block())
-    model[0].register_forward_hook(lambda *_: None)
-    assert "hooks" in list(convert_se_modules(model, fuse_residual=True))[1].reason
+def test_a_layer_with_a_hook_keeps_its_tail() -> None:
+    """The hook sees the result of SE; a hook on the block sees that of the block."""
+    model = nn.Sequential(Block(), Block())
+    for module in (model[0].se, model[1]):
+        module.register_forward_hook(lambda *_: None)
+    entries = list(convert_se_modules(model, fuse_residual=True))[2:]
+    assert [entry.action for entry in entries] == ["tail kept", "tail fused"]
+    assert entries[0].reason == "se has hooks"
 
 
 @pytest.mark.parametrize(

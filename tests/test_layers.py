@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from seblock_cuda import EffectiveSE, SqueezeExcitation, layers
+from seblock_cuda import EffectiveSE, SqueezeExcitation, fused
 from tests import cases
 from tests.models import check_same, results
 from tests.test_block import step
@@ -113,18 +113,18 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_the_identity_is_shared_and_never_fake() -> None:
-    layers._identities.clear()
+    fused._identities.clear()
     block = EffectiveSE(8)
     x = torch.randn(2, 8, 3, 3)
     torch._dynamo.reset()
     torch.compile(block, backend="aot_eager", fullgraph=True)(x)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         block(mode.from_tensor(x))
-    assert not layers._identities
+    assert not fused._identities
     with torch.inference_mode():
         block(x)
-    (identity,) = layers._identities.values()
+    (identity,) = fused._identities.values()
     assert not identity.is_inference() and torch.equal(identity, torch.eye(8))
     block(x).sum().backward()
     EffectiveSE(8)(x)
-    assert len(layers._identities) == 1
+    assert len(fused._identities) == 1

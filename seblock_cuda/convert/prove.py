@@ -1,4 +1,4 @@
-"""Proves a recipe: the original and the op on random inputs, in float64, with all gradients.
+"""Proves a recipe: the plain forward and the op on random inputs, in float64, all gradients too.
 
 The probe works on a copy of the layer on the CPU, whose parameters are drawn anew and wide, so that
 what goes into activation and gate covers both sides of all their bends. A layer on the meta device
@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from seblock_cuda.convert_recipe import FusedSE, Recipe, Refused
+from seblock_cuda.convert.replace import fuse
+from seblock_cuda.convert.report import Refused, one_line
+from seblock_cuda.functional import use_fused_se
+from seblock_cuda.fused import Recipe
+from seblock_cuda.intact import VALUES
 from seblock_cuda.reference import ACTIVATIONS, GATES, forward
 
 # Sums in another order; PyTorch's derivative of hardsigmoid holds 1/6 in float32 in every dtype.
 RESULT_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6
 _SAMPLES = 24
-_SPATIAL = {3: (7,), 4: (5, 3), 5: (3, 2, 2)}
+_SPATIAL = {3: (7,), 4: (3, 2), 5: (3, 2, 2)}
+# what every module has, and what differs between modules that are alike
+_SHARED = {*nn.Module().__dict__, "_reading", "_tail"}
+_VALUES = (*VALUES, type, Recipe)
 _Z_SPREAD = 5.0  # standard deviation of what goes into activation and gate
 
 
@@ -37,21 +46,28 @@ def own_copy(module: nn.Module) -> nn.Module:
         Refused: it cannot be copied.
     """
     try:
-        own = copy.deepcopy(module)
+        own = copy.deepcopy(module, without_hooks(module))
         meta = any(tensor.is_meta for tensor in [*own.parameters(), *own.buffers()])
         own = own.to_empty(device="cpu") if meta else own.to("cpu")
         return own.requires_grad_(True).double()
     except Exception as error:
-        raise Refused(f"it cannot be copied for a check: {error}") from None
+        raise Refused(f"it cannot be copied for a check: {one_line(error)}") from None
 
 
-def spread_weights(own: nn.Module, paths: list[tuple[str, ...]]) -> None:
+def without_hooks(module: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy: the copy has no hooks."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    each = (child.__dict__[name] for child in module.modules() for name in hooks)
+    return {id(held): OrderedDict() for held in each}
+
+
+def spread_weights(own: nn.Module, paths: list[str]) -> None:
     """Draws the projections of a copy anew: z1 and z2 get a standard deviation of about 5."""
     generator = torch.Generator("cpu").manual_seed(0)
     size = 1.0  # rms of what comes in: pooled, then hidden
     with torch.no_grad():
         for path in paths:
-            layer = own.get_submodule(".".join(path))
+            layer = own.get_submodule(path)
             weight: Tensor = layer.weight  # type: ignore[assignment]
             scale = _Z_SPREAD / (size * weight.shape[1] ** 0.5)
             weight.copy_(_normal(weight.shape, generator) * scale)
@@ -72,14 +88,14 @@ def sample_input(c: int, rank: int) -> Tensor:
 
 
 def find_names(
-    own: nn.Module, paths: list[tuple[str, ...]], ranks: tuple[int, ...]
+    own: nn.Module, paths: list[str], ranks: tuple[int, ...]
 ) -> tuple[tuple[str, str], tuple[int, ...]]:
     """The activation and gate whose numbers are those of the layer, and the ranks it takes.
 
     Raises:
         Refused: there are none.
     """
-    layers = [own.get_submodule(".".join(path)) for path in paths]
+    layers = [own.get_submodule(path) for path in paths]
     weights: list[Any] = [layer.weight for layer in layers]
     biases: list[Any] = [layer.bias for layer in layers]
     activations = list(ACTIVATIONS)
@@ -112,8 +128,8 @@ def find_names(
     return names, tuple(rank for rank in found if found[rank] == names)
 
 
-def prove(own: nn.Module, recipe: Recipe) -> float:
-    """The largest relative difference between a copy of a layer and its recipe.
+def prove(module: nn.Module, recipe: Recipe) -> float:
+    """The largest relative difference between a layer and the op, on a copy of the layer.
 
     Runs in training and in evaluation; compares the result, the gradient of the input and those of
     all parameters.
@@ -121,14 +137,17 @@ def prove(own: nn.Module, recipe: Recipe) -> float:
     Raises:
         Refused: something differs.
     """
-    first = ".".join(recipe.reduce or recipe.expand)
-    weight: Tensor = own.get_submodule(first).weight  # type: ignore[assignment]
+    own = own_copy(module)
+    spread_weights(own, recipe.projections)
+    plain = type(own).forward
+    fuse(own, recipe)
+    weight: Tensor = own.get_submodule(recipe.projections[0]).weight  # type: ignore[assignment]
     differences = []
     for rank in recipe.ranks:
         x = sample_input(weight.shape[1], rank)
         for training in (True, False):
             own.train(training)
-            differences.append(compare(own, FusedSE(own, recipe), own, x))
+            differences.append(compare(lambda x: plain(own, x), own.forward, own, x))
     return max(differences)
 
 
@@ -177,9 +196,7 @@ def _call(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     try:
         y: object = function(given)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        short = f"{type(error).__name__}: {lines[0][:100]}"
-        raise NotTaken(f"its forward does not take {list(x.shape)}: {short}") from None
+        raise NotTaken(f"its forward does not take {list(x.shape)}: {one_line(error)}") from None
     if not isinstance(y, Tensor):
         raise Refused(f"it returns a {type(y).__name__}, not a tensor")
     if not torch.equal(given, x):
@@ -197,8 +214,39 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
 def plain_state() -> ExitStack:
     """No autocast, inference mode or default device, and the caller's random numbers untouched."""
     stack = ExitStack()
+    stack.enter_context(_disable_current_modes())
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.autocast("cpu", enabled=False))
     stack.enter_context(torch.device("cpu"))
     stack.enter_context(torch.random.fork_rng(devices=[]))
+    stack.enter_context(use_fused_se(True))
+    # what is compared is small: its threads would mostly wait for each other
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(1)
     return stack
+
+
+def alike(module: nn.Module) -> Hashable:
+    """The same for modules that are read and proved alike; None where that cannot be told.
+
+    That is all that they hold, but for the numbers in their tensors.
+    """
+    parts: list[Any] = []
+    for name, child in module.named_modules(remove_duplicate=False):
+        of_torch = type(child).__module__.startswith("torch.nn.")
+        for attribute, value in child.__dict__.items():
+            if attribute in _SHARED or (of_torch and attribute.startswith("_")):
+                continue
+            if not isinstance(value, _VALUES):
+                return None
+            parts.append((attribute, value))
+        tensors = (*child._parameters.items(), *child._buffers.items())
+        shapes = [(key, None if t is None else tuple(t.shape)) for key, t in tensors]
+        children = [(key, held is None) for key, held in child._modules.items()]
+        parts.append((name, type(child), tuple(shapes), tuple(children)))
+    key = tuple(parts)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key

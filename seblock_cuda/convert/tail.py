@@ -1,59 +1,93 @@
 """The tail of a residual block: what follows SE, ``relu(se(x) + shortcut)``, folded into the op.
 
 The block's forward is traced (torch.fx) around its SE layer; the product, the add and the ReLU
-become one call, the rest stays line by line as it was. So it also stays as it was at conversion:
-what the forward decides from its own attributes (is there a drop path?) is decided then.
+become one call, the rest stays line by line as it was. What a forward decides from its own
+attributes (is there a drop path?) is decided once, here; if one of them changes, or anything that
+is not called any more, the block runs its own forward.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from seblock_cuda.convert_probe import compare, own_copy, plain_state
-from seblock_cuda.convert_recipe import Refused
+from seblock_cuda.convert.projections import is_sequential
+from seblock_cuda.convert.prove import compare, own_copy
+from seblock_cuda.convert.replace import become, why_not
+from seblock_cuda.convert.report import Refused, one_line
+from seblock_cuda.intact import Plain, Reading, is_traced, warn_once
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
 
-class FusedTail(nn.Module):
-    """A residual block whose SE layer also adds the shortcut and applies the ReLU.
+class Tail:
+    """A block's forward with the tail folded into its SE layer.
 
-    Like :class:`FusedSE` it shares the original's dictionaries.
+    Args:
+        block: the block, or a copy of it.
+        se_path: where its SE layer is.
+
+    Attributes:
+        skipped: the paths of the modules that are not called any more.
+        forward: a function of (block, inputs); None in a copy from a file, until it is made anew.
+
+    Raises:
+        Refused: something else follows SE.
     """
 
-    original: nn.Module
-    se_path: str
-    _run: Callable[..., Tensor]
+    def __init__(self, block: nn.Module, se_path: str) -> None:
+        self.se_path = se_path
+        self.skipped: set[str] = set()
+        self.forward: Callable[..., Tensor] | None = _folded_forward(block, se_path, self.skipped)
 
-    def __init__(self, original: nn.Module, se_path: str) -> None:
-        super().__init__()
-        run = _folded_forward(original, se_path)
-        self.__dict__.update(original.__dict__, original=original, se_path=se_path, _run=run)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        device = inputs.device.type
-        if torch.is_autocast_enabled(device) and inputs.dtype != torch.get_autocast_dtype(device):
-            # branch and shortcut may differ in dtype: the block decides what their sum has
-            y: Tensor = self.original(inputs)
-            return y
-        return self._run(self, inputs)
-
-    def extra_repr(self) -> str:
-        return f"{type(self.original).__name__}, tail fused into {self.se_path}"
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tail:
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_run"}
+        return {**self.__dict__, "forward": None}
+
+
+class FusedTail(nn.Module):
+    """A residual block whose SE layer also adds the shortcut and applies the ReLU."""
+
+    if TYPE_CHECKING:  # TorchScript would read them
+        _tail: Tail
+        _reading: Reading
+
+    def extra_repr(self) -> str:
+        own = super().extra_repr()
+        folded = f"tail fused into {self._tail.se_path}"
+        return f"{own}, {folded}" if own else folded
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.__dict__["_run"] = _folded_forward(self.original, self.se_path)
+        if self._tail.forward is None:
+            with suppress(Refused):  # it was changed: its own forward runs
+                self.__dict__["_tail"] = Tail(self, self._tail.se_path)
+
+
+def run_folded(block: FusedTail, plain: Plain, inputs: Tensor) -> Tensor:
+    """The forward of a block with its tail folded."""
+    if is_traced(inputs):
+        return plain(block, inputs)
+    if block._tail.forward is None or block._reading.states(block) is None:
+        warn_once(block, block._reading)
+        return plain(block, inputs)
+    if torch._C._is_any_autocast_enabled() and _may_be_cast(inputs):
+        # branch and shortcut may differ in dtype: the block decides what their sum has
+        return plain(block, inputs)
+    return block._tail.forward(block, inputs)
+
+
+def _may_be_cast(inputs: Tensor) -> bool:
+    return inputs.is_meta or inputs.dtype != torch.get_autocast_dtype(inputs.device.type)
 
 
 def find_block(model: nn.Module, path: str) -> tuple[str, str]:
@@ -64,29 +98,35 @@ def find_block(model: nn.Module, path: str) -> tuple[str, str]:
     names = path.split(".")
     for depth in range(len(names) - 1, -1, -1):
         block = model.get_submodule(".".join(names[:depth]))
-        if getattr(type(block), "forward", None) is not nn.Sequential.forward:
+        if not is_sequential(block):
             return ".".join(names[:depth]), ".".join(names[depth:])
     return "", path
 
 
-def fold_tail(block: nn.Module, se_path: str) -> tuple[FusedTail, float]:
-    """The block with its tail folded, and the largest relative difference in a comparison of both.
+def fold(block: nn.Module, tail: Tail) -> None:
+    """Folds the tail of a block, in place.
+
+    Raises:
+        Refused: something hangs on what would not be called any more.
+    """
+    reading = Reading(block, skipped=tail.skipped)
+    if reading.states(block) is None:
+        raise Refused(why_not(reading, block))
+    become(block, FusedTail, run_folded, _tail=tail, _reading=reading)
+
+
+def prove_tail(block: nn.Module, tail: Tail) -> float:
+    """The largest relative difference between a block and what is folded, on a copy.
 
     It is always compared: a trace does not see what a block changes in place.
 
     Raises:
-        Refused: something else follows SE, or the numbers differ.
+        Refused: the numbers differ.
     """
-    hooks = (block._forward_hooks, block._forward_pre_hooks, block._backward_hooks)
-    if any(hooks) or block._backward_pre_hooks or "forward" in block.__dict__:
-        raise Refused("the block has hooks, or another forward than its class")
-    folded = FusedTail(block, se_path)
-    with plain_state():
-        return folded, _prove_tail(block, se_path)
-
-
-def _prove_tail(block: nn.Module, se_path: str) -> float:
     own = own_copy(block)
+    plain = type(own).forward
+    fold(own, tail)
+    assert isinstance(own, FusedTail)
     _fill(own)
     convolution = next((m for m in own.modules() if isinstance(m, nn.Conv2d)), None)
     if convolution is None:
@@ -98,27 +138,31 @@ def _prove_tail(block: nn.Module, se_path: str) -> float:
     largest = 0.0
     for training in (True, False):
         own.train(training)
-        largest = max(largest, compare(own, FusedTail(own, se_path), own, x))
+        largest = max(largest, compare(lambda x: plain(own, x), own.forward, own, x))
     return largest
 
 
 def _fill(own: nn.Module) -> None:
+    """Draws a copy's parameters anew, about as large as networks begin with."""
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.no_grad():
         for parameter in own.parameters():
-            scale = max(parameter[0].numel(), 1) ** -0.5
+            scale = max(parameter.shape[1:].numel(), 1) ** -0.5
             parameter.normal_(generator=generator).mul_(scale)
         for name, buffer in own.named_buffers():
             buffer.fill_(1 if name.endswith("running_var") else 0)
 
 
-def _folded_forward(block: nn.Module, se_path: str) -> Callable[..., Tensor]:
-    """The block's forward as a function of (module, inputs), with the tail in the SE layer."""
+def _folded_forward(block: nn.Module, se_path: str, skipped: set[str]) -> Callable[..., Tensor]:
+    """The block's forward as a function of (block, inputs), with the tail in the SE layer."""
     training = block.training
     sources = []
     for mode in (not training, training):
         block.training = mode
-        graph = _fold(block, se_path)
+        try:
+            graph = _fold(block, se_path, skipped)
+        finally:
+            block.training = training
         sources.append(graph.python_code("self").src)
     if sources[0] != sources[1]:
         raise Refused("the block's forward depends on its training mode")
@@ -140,18 +184,20 @@ class _Tracer(fx.Tracer):
         return m is self._se or all(inner is not self._se for inner in m.modules())
 
 
-def _fold(block: nn.Module, se_path: str) -> fx.Graph:
+def _fold(block: nn.Module, se_path: str, skipped: set[str]) -> fx.Graph:
+    """The graph of a block with the tail in its SE layer; adds the paths that it does not call."""
     layer = block.get_submodule(se_path)
     try:
         graph = _Tracer(layer).trace(block)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise Refused(f"the block's forward cannot be read: {lines[0][:100]}") from None
+        raise Refused(f"the block's forward cannot be read: {one_line(error)}") from None
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     modules = [node for node in graph.nodes if node.op == "call_module"]
     calls = [node for node in modules if block.get_submodule(str(node.target)) is layer]
     if len(inputs) != 1 or len(calls) != 1:
         raise Refused("the block takes more than one input, or calls SE more than once")
+    if any(str(node.target).startswith("_tensor_constant") for node in graph.nodes):
+        raise Refused("the block's forward makes a tensor that a trace would keep")
     se = gated = calls[0]
     add = _only_user(gated)
     while add is not None and _does_nothing(block, add):
@@ -166,15 +212,19 @@ def _fold(block: nn.Module, se_path: str) -> fx.Graph:
     relu = _only_user(add)
     if relu is None or not _is_relu(block, relu):
         raise Refused("no ReLU follows the add")
-    with graph.inserting_after(relu):
-        folded = graph.call_module(se_path, (*se.args, shortcut))
+    with graph.inserting_before(relu):
+        module = graph.get_attr(se_path)
+        folded = graph.call_method("_add_relu", (module, se.args[0], shortcut))
     relu.replace_all_uses_with(folded)
-    for node in (relu, add):
-        graph.erase_node(node)
+    unused = [relu, add]
     while gated is not se:
-        gated, unused = gated.all_input_nodes[0], gated
-        graph.erase_node(unused)
-    graph.erase_node(se)
+        unused.append(gated)
+        gated = gated.all_input_nodes[0]
+    for node in (*unused, se):
+        graph.erase_node(node)
+        if node.op == "call_module":
+            names = str(node.target).split(".")
+            skipped.update(".".join(names[:depth]) for depth in range(1, len(names) + 1))
     graph.lint()  # type: ignore[no-untyped-call]
     return graph
 
