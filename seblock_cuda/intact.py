@@ -181,7 +181,7 @@ class Reading:
                 continue
             same = type(node) is part.kind
             if not same:
-                return f"{part.path} is {_named(type(node))}, and was {_named(part.kind)}"
+                return f"{part.path} is {_named(type(node), part.kind)}"
             if node is None:
                 continue
             found.append(node)
@@ -214,8 +214,12 @@ def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
     return [hook for hooks in both for hook in hooks.values()]
 
 
-def _named(kind: type) -> str:
-    return "None" if kind is types.NoneType else f"a {kind.__name__}"
+def _named(now: type, before: type) -> str:
+    names = [kind.__name__ for kind in (now, before)]
+    if names[0] == names[1]:
+        names = [f"{kind.__module__}.{kind.__name__}" for kind in (now, before)]
+    now_, before_ = ("None" if name == "NoneType" else f"a {name}" for name in names)
+    return f"{now_}, and was {before_}"
 
 
 def _values(module: nn.Module) -> tuple[tuple[str, Any], ...]:
