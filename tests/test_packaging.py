@@ -40,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project with the real setup.py, in a folder whose name has a space."""
     folder = tmp_path_factory.mktemp("a project") / "seblock cuda"
     (folder / "csrc/cpu").mkdir(parents=True)
-    (folder / "seblock_cuda").mkdir()
+    (folder / "seblock_cuda/convert").mkdir(parents=True)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "build_tools"):
         source = ROOT / name
         if source.is_dir():
@@ -56,6 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "csrc/cpu/kernels_baseline.cpp").write_text("")
     (folder / "csrc/core.cpp").write_text(CORE)
     (folder / "seblock_cuda/__init__.py").write_text("")
+    (folder / "seblock_cuda/convert/__init__.py").write_text("")
     (folder / "seblock_cuda/py.typed").touch()
     (folder / "seblock_cuda/_core.pyi").touch()
     return folder
@@ -160,6 +161,7 @@ def test_wheel_holds_the_package_and_nothing_else(project: Path, tmp_path: Path)
         "seblock_cuda/__init__.py",
         "seblock_cuda/_core.pyi",
         "seblock_cuda/_core.so",
+        "seblock_cuda/convert/__init__.py",
         "seblock_cuda/libseblock_cuda.so",
         "seblock_cuda/py.typed",
     ]
