@@ -65,6 +65,16 @@ audit: ready
 sanitize: ready
 	$(RUN) -m tests.simt.sanitize
 
+# Not among them: what takes minutes, and what the stand-in cannot do (a graph of torch's kernels,
+# triton's machine code).
+HOST_PATH := $(addprefix tests/test_,autocast.py block.py compile.py determinism.py ecosystem.py \
+  errors.py layers.py layout.py nonfinite.py op.py residual.py residual_autograd.py)
+HOST_PATH_NOT := workloads or 2_to_the or two_to_the or derivatives or large_results or one_gradient \
+  or inductor or cuda_graph
+host-path: ready
+	STANDIN_OPEN=1 STANDIN_MEGABYTES=4096 $(RUN) -m tests.standin.run python -m pytest -q -p tests.standin.via_cpu \
+	  -m gpu -k "not ($(HOST_PATH_NOT))" $(HOST_PATH) $(ARGS)
+
 bench: ready
 	$(RUN) -m benchmarks.op $(ARGS)
 

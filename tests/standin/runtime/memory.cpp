@@ -29,7 +29,7 @@ struct Memory {
   uintptr_t base = 0, next = 0;
   std::map<uintptr_t, size_t> allocated;  // bytes as asked for
   size_t used = 0;
-  int opened = 0;
+  int opened = 0;  // by work that runs; by STANDIN_OPEN for good, for closing what is large is dear
 
   // The allocation that begins at this address or before it; end() if there is none.
   auto before(uintptr_t address) {
@@ -82,6 +82,7 @@ void reserve_memory(int device) {
       mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) abort();
   memories[device].base = memories[device].next = number(range);
+  memories[device].opened = setting("OPEN", 0) ? 1 : 0;
   if (device > 0) return;
   struct sigaction action = {};
   action.sa_sigaction = on_fault;
