@@ -215,22 +215,22 @@ def test_a_driver_too_old(capsys: pytest.CaptureFixture[str]) -> None:
     assert last_error() == 0
 
 
-@pytest.mark.standin(STANDIN_NO_IMAGE="1", STANDIN_CAPABILITY="75")
+@pytest.mark.standin(STANDIN_NO_IMAGE="1", STANDIN_CAPABILITY="110")
 def test_kernels_for_another_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     """Python and C++ say the same, each from what it knows."""
     from seblock_cuda import _core
 
     built_for = " ".join(arch.removesuffix("+PTX") for arch in _core.build_info()["architectures"])
-    if "7.5" in built_for:
-        pytest.skip(f"this build serves 7.5: {built_for}")
+    if "11.0" in built_for:
+        pytest.skip(f"this build serves 11.0: {built_for}")
     for text in (_ops.cuda_unusable_reason() or "", info_screen(capsys)):
-        assert "has compute capability 7.5, the kernels were built for" in text
-        assert "rebuild with TORCH_CUDA_ARCH_LIST=7.5" in text
+        assert "has compute capability 11.0, the kernels were built for" in text
+        assert "rebuild with TORCH_CUDA_ARCH_LIST=11.0" in text
     for _ in range(2):
         with pytest.raises(RuntimeError) as refused:
             run(small())
         assert f"the kernels were built for {built_for} (" in str(refused.value)
-        assert "rebuild with TORCH_CUDA_ARCH_LIST=7.5" in str(refused.value)
+        assert "rebuild with TORCH_CUDA_ARCH_LIST=11.0" in str(refused.value)
     assert last_error() == 0
 
 

@@ -194,7 +194,7 @@ MUTANTS = [
         "std::to_string(number) +",
         FAILURES + "kernels_for_another_gpu",
         "the kernels were built for",
-        (("STANDIN_NO_IMAGE", "1"), ("STANDIN_CAPABILITY", "75")),
+        (("STANDIN_NO_IMAGE", "1"), ("STANDIN_CAPABILITY", "110")),
     ),
 ]
 
