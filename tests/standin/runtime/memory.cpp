@@ -143,7 +143,6 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
   RETURN_IF(refused_in_capture("cudaMalloc"));
   RETURN_IF(state(current_device));
   RETURN_IF(planned("cudaMalloc"));
-  if (!bytes) return cudaSuccess;  // and no memory
   Memory& memory = memories[current_device];
   const size_t size = pages(bytes);
   if (memory.used + size > static_cast<size_t>(total_bytes(current_device)))
