@@ -83,6 +83,8 @@ def _run(item: pytest.Item, tests: list[str], settings: dict[str, str]) -> None:
         reports: dict[str, list[Any]] = {}
         for line in lines:
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=line)
+            if report.skipped:  # JSON has no tuples
+                report.longrepr = tuple(report.longrepr)
             reports.setdefault(report.nodeid, []).append(report)
         reports = {test: all_ for test, all_ in reports.items() if all_[-1].when == "teardown"}
         _results.update(reports)
