@@ -78,8 +78,8 @@ def test_fused_and_plain_are_the_same_training(
     loss: str, dtype: torch.dtype, steps: int, drift: float, tmp_path: Path
 ) -> None:
     """In float32 only at first: once rounding moves a ReLU's input across 0, the margin losses part
-    by percents, plain SE from plain SE with one weight moved by one unit, too. At which step depends
-    on the processor's rounding; the fourth has been seen."""
+    by percents, plain SE from plain SE with one weight moved by one unit, too. At which step, the
+    processor's rounding says; the fourth has been seen."""
     curves = []
     for se in ("fused", "plain"):
         training = start("--loss", loss, "--se", se, "--batch-size", 32, "--output", tmp_path / se)
