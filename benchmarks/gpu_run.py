@@ -112,7 +112,14 @@ def _run(words: Sequence[str], seconds: float, environment: Mapping[str, str], l
     with log.open("a") as file:
         print(f"$ {shlex.join(words)}", file=file, flush=True)
         process = subprocess.Popen(
-            words, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            words,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            # a shell makes what it starts in the background deaf to interrupts, children included
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             return process.wait(timeout=seconds)

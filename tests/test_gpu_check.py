@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import tarfile
 import time
@@ -188,7 +189,17 @@ def test_compiling_ahead_ends_with_its_budget(tmp_path: Path) -> None:
     assert (ended.verdict, ended.detail) == ("partial", "0 of 4 cases compiled")
 
 
-def test_tests_that_are_stopped_tell_what_they_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heard", [signal.default_int_handler, signal.SIG_IGN])
+def test_tests_that_are_stopped_tell_what_they_found(tmp_path: Path, heard: Any) -> None:
+    """Also where a shell has started all of it in the background, deaf to interrupts."""
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        _tests_are_stopped(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tests_are_stopped(tmp_path: Path) -> None:
     (tmp_path / "test_slow.py").write_text(
         "import time\ndef test_fails(): assert False, 'found'\ndef test_slow(): time.sleep(60)\n"
     )
