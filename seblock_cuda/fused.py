@@ -106,10 +106,10 @@ def run_fused(layer: FusedSE, plain: Plain, *inputs: Tensor) -> Tensor:
     if operands is None:
         warn_once(layer, layer._reading)
         return layer._call_plain(plain, *inputs)
-    if x.dim() not in layer._recipe.ranks:
-        return layer._call_with_other_rank(plain, operands, *inputs)
     if torch._C._is_any_autocast_enabled() and not _fit(operands, *inputs):
         return layer._call_plain(plain, *inputs)
+    if isinstance(x, Tensor) and x.dim() not in layer._recipe.ranks:
+        return layer._call_with_other_rank(plain, operands, *inputs)
     return layer._call_op(operands, *inputs)
 
 

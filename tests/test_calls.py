@@ -128,6 +128,13 @@ def test_what_stays_ambiguous_is_refused(name: str) -> None:
         fused(*given(name, C, 5))
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_no_tensor_is_refused(name: str) -> None:
+    fused, _ = pair(name)
+    with pytest.raises(TypeError, match="input must be a Tensor, got list"):
+        fused(*[[1.0]] * len(given(name, 1)))
+
+
 @pytest.mark.parametrize("name", ["torchvision"])
 def test_a_converted_layer_says_what_its_class_says(name: str) -> None:
     """Its convolutions are 2-D: three dimensions are an image without a batch."""
@@ -141,6 +148,15 @@ def test_a_converted_layer_says_what_its_class_says(name: str) -> None:
 
 
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_other_ranks_under_autocast(name: str) -> None:
+    fused, _ = pair(name)
+    fused.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for shape in ((2, C, 6), (C, 5, 4), (2, C, 3, 2, 2)):
+            assert fused(*given(name, *shape)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("weights", DTYPES, ids=str)
