@@ -147,7 +147,7 @@ class Modulation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.query, self.h = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1)
+        self.query, self.h = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         context = x + x.mean((2, 3), keepdim=True) * 0.5
