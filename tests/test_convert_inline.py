@@ -142,6 +142,18 @@ class SplitAttention(BasicBlock):
         return out * F.softmax(z, 1)
 
 
+class Modulation(nn.Module):
+    """As in FocalNet: what is pooled is a part of what modulates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.h = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = x + x.mean((2, 3), keepdim=True) * 0.5
+        return self.query(x) * self.h(context)
+
+
 class Normalised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +169,7 @@ def with_a_layer() -> nn.Module:
     return Block(C)
 
 
-@pytest.mark.parametrize("make", [Classifier, Bottleneck, SplitAttention, Normalised])
+@pytest.mark.parametrize("make", [Classifier, Bottleneck, SplitAttention, Modulation, Normalised])
 def test_not_reported(make: Callable[[], nn.Module]) -> None:
     report = convert_se_modules(nn.Sequential(make(), with_a_layer()))
     assert [entry.path for entry in report] == ["1.se"], report

@@ -105,7 +105,6 @@ def test_script(models: tuple[nn.Module, nn.Module]) -> None:
 def test_fx_forward_backward_and_script(models: tuple[nn.Module, nn.Module]) -> None:
     plain, fused = models
     _, nodes = extraction.get_graph_node_names(fused)
-    assert nodes == extraction.get_graph_node_names(plain)[1]
     extractor = extraction.create_feature_extractor(fused, {nodes[-1]: "y"})
     actual = results(extractor, X, lambda model, x: model(x)["y"])
     check_same(actual, results(plain, X), 1e-6)

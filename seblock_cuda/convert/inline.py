@@ -27,6 +27,7 @@ _NAMED = re.compile(r"se_?(reduce|expand)", re.IGNORECASE)
 _MATRIX_PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "einsum"} | {
     f"conv{n}d" for n in (1, 2, 3)
 }
+_MIXES = {"add", "iadd", "sub", "isub", "mul", "imul", "multiply", "cat"}
 _BLOCK = "SE is written into this block's forward: there is no module to replace"
 _PARAMETERS = "its projections are bare parameters: there are no layers to take them from"
 
@@ -99,6 +100,8 @@ def _gate(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[str] | None:
                 return paths
         if is_pool(node, modules) or _is_pooling_module(node, modules):
             pooled[node] = (0, [])
+        elif others and name_in(node) in _MIXES:
+            continue  # what was pooled is in it, but it is not pooled
         elif inputs and "softmax" not in f"{node.target} {_kind(node, modules)}".lower():
             passed, paths = max(inputs)
             pooled[node] = (passed + _projections(node, modules), [*paths, *_path(node, modules)])
