@@ -109,7 +109,7 @@ Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t
     throw std::runtime_error(std::string("seblock_cuda: ") + (like.is_cpu() ? "CPU" : "CUDA") +
                              " out of memory. Could not allocate " +
                              std::to_string(bytes_of(dims, sizes, torch_dtype)) +
-                             " bytes");  // functional.py reads this
+                             " bytes");  // seblock_cuda/_ops.py reads this
   return Tensor(handle);
 }
 

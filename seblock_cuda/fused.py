@@ -42,6 +42,27 @@ class Recipe:
         return [path for path in (self.reduce, self.expand) if path]
 
 
+PLAIN_BLOCK = Recipe("reduce", "expand", "relu", "sigmoid")  # of reference.PlainSEBlock
+
+
+def operands_of(
+    reading: Reading, module: nn.Module, x: Tensor, hooks: bool = True
+) -> Operands | None:
+    """Weights and biases as the op takes them; None if the module is not what was read of it.
+
+    Args:
+        hooks: whether a hook on a part is a change.
+    """
+    tensors: Any = reading.operands(module, hooks)
+    if tensors is None:
+        return None
+    if len(tensors) == 4:
+        reduce, reduce_bias, expand, expand_bias = tensors
+        return reduce, expand, reduce_bias, expand_bias
+    expand, bias = tensors
+    return identity_for(expand, x), expand, None, bias
+
+
 class FusedSE(nn.Module):
     """A plain SE module that runs through the op, as long as it is what was read of it."""
 
@@ -51,17 +72,6 @@ class FusedSE(nn.Module):
 
     def _read(self, recipe: Recipe) -> None:
         self._recipe, self._reading = recipe, Reading(self, recipe.projections)
-
-    def _operands(self, x: Tensor) -> Operands | None:
-        """Weights and biases of the op; None if the layer is not what was read of it."""
-        tensors: Any = self._reading.operands(self)
-        if tensors is None:
-            return None
-        if len(tensors) == 4:
-            reduce, reduce_bias, expand, expand_bias = tensors
-            return reduce, expand, reduce_bias, expand_bias
-        expand, bias = tensors
-        return identity_for(expand, x), expand, None, bias
 
     def _call_op(self, operands: Operands, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         recipe = self._recipe
@@ -86,7 +96,7 @@ class FusedSE(nn.Module):
         recipe = self._recipe
         fits = shortcut.dtype == x.dtype and shortcut.shape == x.shape and x.dim() in recipe.ranks
         if fits and not recipe.adds_input:
-            operands = self._operands(x)
+            operands = operands_of(self._reading, self, x)
             if operands is not None:
                 return self._call_op(operands, x, shortcut)
         return torch.relu(self.forward(x) + shortcut)
@@ -102,7 +112,7 @@ def run_fused(layer: FusedSE, plain: Plain, *inputs: Tensor) -> Tensor:
     x = inputs[0]
     if is_traced(x):
         return layer._call_plain(plain, *inputs)
-    operands = layer._operands(x)
+    operands = operands_of(layer._reading, layer, x)
     if operands is None:
         warn_once(layer, layer._reading)
         return layer._call_plain(plain, *inputs)

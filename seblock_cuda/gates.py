@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from seblock_cuda import reference
 from seblock_cuda.convert import recipe_of
 from seblock_cuda.convert.report import Refused
-from seblock_cuda.fused import FusedSE, Recipe, identity_for
+from seblock_cuda.fused import PLAIN_BLOCK, FusedSE, Recipe, operands_of
 from seblock_cuda.intact import Observer, Reading
 
 Gates = dict[str, list[Tensor]]
-
-PLAIN = Recipe("reduce", "expand", "relu", "sigmoid")
 
 
 @contextmanager
@@ -88,7 +86,7 @@ def _read(module: nn.Module) -> tuple[Recipe, Reading] | None:
     if isinstance(module, FusedSE):
         return module._recipe, module._reading
     if isinstance(module, reference.PlainSEBlock):  # what a subclass does with the gate is its own
-        recipe: Recipe | None = PLAIN
+        recipe: Recipe | None = PLAIN_BLOCK
     else:
         try:
             recipe = recipe_of(module, hooks=False)
@@ -150,21 +148,17 @@ class _Recorder(Observer):
         return min(self.places, key=order)[0]
 
     def _gate(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        operands: Any = self.reading.operands(layer, hooks=False)
+        operands = operands_of(self.reading, layer, x, hooks=False)
         if operands is None:
             warnings.warn(
                 f"the gate of {type(layer).__name__} is not recorded: {self.reading.reason(layer)}",
                 stacklevel=2,
             )
             return None
-        expand, expand_bias = operands[-2:]
-        first = operands[:2] if len(operands) == 4 else (identity_for(expand, x), None)
-        reduce, reduce_bias = first
         ranks = self.recipe.ranks
-        if x.dim() not in ranks and x.dim() + 1 in ranks and len(x) == len(expand):
+        if x.dim() not in ranks and x.dim() + 1 in ranks and len(x) == len(operands[1]):
             x = x.unsqueeze(0)  # there is no batch
-        parameters = (reduce, expand, reduce_bias, expand_bias)
-        return reference.gate_values(x, *parameters, self.recipe.activation, self.recipe.gate)
+        return reference.gate_values(x, *operands, self.recipe.activation, self.recipe.gate)
 
 
 def plot_gates(

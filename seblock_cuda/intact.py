@@ -3,8 +3,8 @@
 The op takes weights; it never calls the modules that hold them. So whatever hangs on those modules
 (a hook, an adapter, a norm of the weight, another activation) would be ignored. Every fused module
 is therefore a subclass of a plain one, keeps a :class:`Reading` of its parts, and asks it at every
-call: one walk over the parts, about 0.4 µs for each. If a part is not as it was, the plain class's
-own forward runs, which calls the children, after one warning that names the child.
+call, in one walk over the parts. If a part is not as it was, the plain class's own forward runs,
+which calls the children, after one warning that names the child.
 
 A reading holds types and values, no modules: copies, pickles and replicas share it.
 """
@@ -114,7 +114,7 @@ class Reading:
 
     def states(self, module: nn.Module, hooks: bool = True) -> list[dict[str, Any]] | None:
         """The ``__dict__`` of the module and of its parts, in the order of the walk; None if any is
-        not as it was. (Any other attribute of a module takes four times as long to get.)
+        not as it was. (Any other attribute of a module takes longer to get.)
 
         Args:
             hooks: whether a hook on a part is a change.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from seblock_cuda.fused import FusedSE, Operands, Recipe, name_of, run_fused
+from seblock_cuda.fused import PLAIN_BLOCK, FusedSE, Operands, Recipe, name_of, run_fused
 from seblock_cuda.intact import Plain, in_place_of
 from seblock_cuda.plain import PlainEffectiveSE, PlainSEResidual, PlainSqueezeExcitation
 from seblock_cuda.reference import ACTIVATIONS, GATES, PlainSEBlock
@@ -95,7 +95,7 @@ class SEBlock(SELayer, PlainSEBlock):
             )
         super().__init__(input_channel, ration, device=device, dtype=dtype)
         self._channels = input_channel
-        self._read(Recipe("reduce", "expand", "relu", "sigmoid"))
+        self._read(PLAIN_BLOCK)
 
     forward = in_place_of(PlainSEBlock.forward, run_fused)
 

@@ -43,6 +43,15 @@ const std::vector<int>& visible() {
 std::recursive_mutex everything;
 thread_local int current_device = 0;
 
+const char* told(std::vector<std::string>& lines) {
+  Lock lock(everything);
+  thread_local std::string text;
+  text.clear();
+  for (const std::string& one : lines) text += one + "\n";
+  lines.clear();
+  return text.c_str();
+}
+
 int64_t setting(const char* name, int64_t otherwise, int device) {
   const char* text = getenv((std::string("STANDIN_") + name).c_str());
   if (!text || !*text) return otherwise;
@@ -81,14 +90,7 @@ extern "C" {
 
 // ---- for tests ----
 
-const char* standin_faults() {  // one a line; forgets them
-  Lock lock(everything);
-  thread_local std::string text;
-  text.clear();
-  for (const std::string& one : faults) text += one + "\n";
-  faults.clear();
-  return text.c_str();
-}
+const char* standin_faults() { return told(faults); }
 void standin_fail_next(const char* call, int error) {
   Lock lock(everything);
   plan = {call, static_cast<cudaError_t>(error)};

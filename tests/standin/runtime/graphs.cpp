@@ -10,6 +10,13 @@ std::set<Graph*> graphs, executables;
 std::set<Capture*> captures;  // once ended they are not deleted: events may name them
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
+cudaError_t destroy(std::set<Graph*>& all, Graph* graph, const char* call) {
+  Lock lock(everything);
+  if (!all.erase(graph)) return fault(cudaErrorInvalidValue, call);
+  delete graph;
+  return cudaSuccess;
+}
+
 }  // namespace
 
 bool is_active(const Capture* capture) { return captures.count(const_cast<Capture*>(capture)); }
@@ -128,18 +135,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t handle, cudaStream_t stream_handle) 
   return state(stream->device);
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t handle) {
-  Lock lock(everything);
-  auto* graph = reinterpret_cast<Graph*>(handle);
-  if (!graphs.erase(graph)) return fault(cudaErrorInvalidValue, "cudaGraphDestroy");
-  delete graph;
-  return cudaSuccess;
+  return destroy(graphs, reinterpret_cast<Graph*>(handle), "cudaGraphDestroy");
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t handle) {
-  Lock lock(everything);
-  auto* executable = reinterpret_cast<Graph*>(handle);
-  if (!executables.erase(executable)) return fault(cudaErrorInvalidValue, "cudaGraphExecDestroy");
-  delete executable;
-  return cudaSuccess;
+  return destroy(executables, reinterpret_cast<Graph*>(handle), "cudaGraphExecDestroy");
 }
 
 }  // extern "C"

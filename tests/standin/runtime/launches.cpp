@@ -160,15 +160,8 @@ using namespace standin;
 
 extern "C" {
 
-// "device stream kernel bytes-of-shared-memory", one a line; forgets them.
-const char* standin_launches() {
-  Lock lock(everything);
-  thread_local std::string text;
-  text.clear();
-  for (const std::string& one : launches) text += one + "\n";
-  launches.clear();
-  return text.c_str();
-}
+// "device stream kernel bytes-of-shared-memory"
+const char* standin_launches() { return told(launches); }
 
 // ---- what nvcc's host code calls ----
 

@@ -42,7 +42,8 @@ extern thread_local int current_device;
 cudaError_t report(cudaError_t error, const std::string& text);  // what a caller may expect
 cudaError_t fault(cudaError_t error, const std::string& text);   // what a caller did wrong
 std::string text_of_last_error();
-cudaError_t planned(const char* call);  // the failure that a test has asked for, once
+cudaError_t planned(const char* call);              // the failure that a test has asked for, once
+const char* told(std::vector<std::string>& lines);  // for a test, one a line; forgets them
 
 // ---- memory.cpp ----
 
