@@ -38,7 +38,7 @@ from build_tools.toolkit import Toolkit, choose_toolkit  # noqa: E402
 
 # ---------------------------------------------------------------------------------- what is built
 
-PLAN_SOURCES = ["csrc/plan.cpp", "csrc/plan_slice.cpp"]
+PLAN_SOURCES = ["csrc/plan.cpp"]
 OP_SOURCES = ["csrc/ops.cpp", *PLAN_SOURCES]  # and csrc/cpu/*.cpp, and csrc/cuda/*.cu
 CORE_SOURCES = ["csrc/core.cpp", *PLAN_SOURCES]
 
@@ -58,6 +58,7 @@ NVCC_FLAGS = [
     "-O3",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
     "-Xptxas=-v",
+    "-fmad=false",  # what is fused is written as such: the same bits in every kernel
 ]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
 
@@ -180,7 +181,7 @@ def write_ninja(tools: Tools, folder: Path) -> list[Path]:
         nvcc += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}"]
         if os.environ.get("CXX") and len(shlex.split(tools.cxx)) == 1:
             nvcc.append(f"-ccbin={tools.cxx}")
-        objects += compile_all(sorted((ROOT / "csrc/cuda").glob("*.cu")), nvcc)
+        objects += compile_all(sorted((ROOT / "csrc/cuda").rglob("*.cu")), nvcc)
     library = ninja.link("libseblock_cuda.so", objects, link)
 
     # the pybind11 module
@@ -211,7 +212,7 @@ def build(tools: Tools) -> list[Path]:
         target = "CPU only: no usable nvcc (SEBLOCK_WITH_CUDA=1 says where it was looked for)"
     print(f"seblock_cuda: {target}, torch {tools.torch_version}, {jobs} jobs", flush=True)
     environ = dict(os.environ)
-    cuda_sources = len(list((ROOT / "csrc/cuda").glob("*.cu")))
+    cuda_sources = len(list((ROOT / "csrc/cuda").rglob("*.cu")))
     if tools.toolkit and jobs >= 2 * cuda_sources > 0:
         # more processors than files: each nvcc compiles several architectures at a time
         environ.setdefault("NVCC_APPEND_FLAGS", f"--threads={jobs // cuda_sources}")

@@ -178,13 +178,24 @@ def _filled(row: OpRow, problem: Problem, measured: timing.Timing, setting: Sett
     filled = replace(
         row,
         **timed(measured),
-        strategy=explain(problem.x, problem.reduce_weight).strategy if planned else None,
+        strategy=_strategy(problem, row.direction) if planned else None,
         bytes=providers.limit_bytes(problem, row.direction or "copy"),
         host_us=measured.host_us,
         launches=measured.launches,
     )
     # a graph holds its memory between replays: the peak of one says nothing
     return replace(filled, peak_bytes=None) if row.provider in GRAPHS else filled
+
+
+def _strategy(problem: Problem, direction: str | None) -> str:
+    """Of the direction; both, where they differ, with a slash between them."""
+    plans = explain(
+        problem.x, problem.reduce_weight, residual=problem.residual, residual_activation="relu"
+    )
+    one, other = plans.forward.strategy, plans.backward.strategy
+    if direction == "both":
+        return plans.strategy or f"{one}/{other}"
+    return one if direction == "forward" else other
 
 
 def run(

@@ -9,6 +9,10 @@ from build_tools import BuildError
 
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
 
+# The source of the kernels differs from 8.0 on (acquire and release) and from 9.0 on (launches that
+# overlap): see __CUDA_ARCH__ in csrc/.
+SOURCES = (75, 80, 90)
+
 _ARCHITECTURE_NAMES = {
     "turing": "7.5",
     "ampere": "8.0;8.6",
@@ -73,10 +77,14 @@ def choose_architectures(environ: Mapping[str, str], known: Sequence[str]) -> li
 
 
 def gencode_flags(architectures: Iterable[str]) -> list[str]:
+    """The flags of nvcc. Architectures that run the same source share its first compilation."""
     flags = []
     for architecture in architectures:
         number = _compute(architecture)
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        source = number
+        if number.isdigit():
+            source = str(max((s for s in SOURCES if s <= int(number)), default=number))
+        flags.append(f"-gencode=arch=compute_{source},code=sm_{number}")
         if architecture.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+            flags.append(f"-gencode=arch=compute_{source},code=compute_{source}")
     return flags

@@ -9,14 +9,6 @@
 
 #include "se_types.h"
 
-#ifdef __CUDACC__
-#define SEBLOCK_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-// Always inlined: cpu/ compiles this file once per instruction set, and the linker must not choose
-// among the copies.
-#define SEBLOCK_HOST_DEVICE inline __attribute__((always_inline))
-#endif
-
 namespace seblock {
 
 template <typename T>

@@ -44,11 +44,14 @@ DeviceLimits known_device(const std::string& name) {
   throw std::invalid_argument("device must be one of " + known + ", got " + name);
 }
 
-SePlan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype,
-                 const std::string& layout, const std::string& weight_dtype, bool aligned,
-                 const std::string& tail, const DeviceLimits& limits, const std::string& strategy) {
+Plan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype,
+               const std::string& layout, const std::string& weight_dtype, bool aligned,
+               const std::string& tail, const std::string& direction, const DeviceLimits& limits,
+               const std::string& strategy, int group, int lag, int blocks) {
   if (n < 0 || c < 1 || s < 1 || r < 1)
     throw std::invalid_argument("n must be at least 0, c, s and r at least 1");
+  if (direction != "forward" && direction != "backward")
+    throw std::invalid_argument("direction must be forward or backward, got " + direction);
   return plan({{n, c, s, r},
                layout_from(layout),
                dtype_from(dtype),
@@ -56,7 +59,8 @@ SePlan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& 
                Activation::relu,
                Gate::sigmoid,
                tail_from(tail)},
-              aligned, limits, strategy_named(strategy));
+              direction == "forward" ? Direction::forward : Direction::backward, aligned, limits,
+              forced(strategy, group, lag, blocks));
 }
 
 py::dict build_info_dict() {
@@ -80,13 +84,14 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<DeviceLimits>(m, "DeviceLimits",
                            "What the plan needs to know of a GPU: see csrc/device_limits.h.")
-      .def(py::init<int, int64_t, int64_t, int64_t>(), py::arg("multiprocessors"),
-           py::arg("l2_bytes"), py::arg("shared_bytes"), py::arg("shared_bytes_per_multiprocessor"))
+      .def(py::init<int, int, int64_t, int64_t, int>(), py::arg("capability"),
+           py::arg("multiprocessors"), py::arg("l2_bytes"), py::arg("shared_bytes"),
+           py::arg("stream_blocks"))
+      .def_readonly("capability", &DeviceLimits::capability)
       .def_readonly("multiprocessors", &DeviceLimits::multiprocessors)
       .def_readonly("l2_bytes", &DeviceLimits::l2_bytes)
       .def_readonly("shared_bytes", &DeviceLimits::shared_bytes)
-      .def_readonly("shared_bytes_per_multiprocessor",
-                    &DeviceLimits::shared_bytes_per_multiprocessor);
+      .def_readonly("stream_blocks", &DeviceLimits::stream_blocks);
   m.def("known_device", &known_device, py::arg("name"), "The limits of a GPU by its name.");
   m.def("known_devices", [] {
     std::vector<std::string> names;
@@ -102,42 +107,31 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("weights", &Traffic::weights)
       .def_readonly("small", &Traffic::small)
       .def_property_readonly("read", &Traffic::read)
+      .def_readonly("shared", &Traffic::shared)
       .def_readonly("written", &Traffic::written)
       .def_readonly("launches", &Traffic::launches);
 
-  py::class_<SplitPlan>(m, "SplitPlan", "Strategy split: see csrc/plan.h.")
-      .def_readonly("lanes", &SplitPlan::lanes)
-      .def_readonly("splits", &SplitPlan::splits);
-
-  py::class_<SlicePlan>(m, "SlicePlan", "Strategies stream and resident: see csrc/plan.h.")
-      .def_readonly("samples", &SlicePlan::samples)
-      .def_readonly("channels", &SlicePlan::channels)
-      .def_readonly("channel_slices", &SlicePlan::channel_slices)
-      .def_readonly("rows", &SlicePlan::rows)
-      .def_readonly("row_slices", &SlicePlan::row_slices)
-      .def_readonly("lanes", &SlicePlan::lanes)
-      .def_readonly("tasks", &SlicePlan::tasks)
-      .def_readonly("lag", &SlicePlan::lag)
-      .def_readonly("blocks", &SlicePlan::blocks)
-      .def_readonly("shared_bytes", &SlicePlan::shared_bytes);
-
-  py::class_<SePlan>(m, "SePlan", "How a problem is run on a CUDA device: see csrc/plan.h.")
+  py::class_<Plan>(m, "Plan", "How one direction is run on a CUDA device: see csrc/plan.h.")
       .def_property_readonly(
           "strategy",
-          [](const SePlan& plan) { return kStrategyNames[static_cast<int>(plan.strategy)]; })
-      .def_readonly("vec", &SePlan::vec)
-      .def_readonly("split", &SePlan::split)
-      .def_readonly("slice", &SePlan::slice)
-      .def_readonly("forward_workspace_bytes", &SePlan::forward_workspace_bytes)
-      .def_readonly("backward_workspace_bytes", &SePlan::backward_workspace_bytes)
-      .def_readonly("forward", &SePlan::forward)
-      .def_readonly("backward", &SePlan::backward)
+          [](const Plan& plan) { return kStrategyNames[static_cast<int>(plan.strategy)]; })
+      .def_readonly("vectors", &Plan::vectors)
+      .def_readonly("group", &Plan::group)
+      .def_readonly("lag", &Plan::lag)
+      .def_readonly("blocks", &Plan::blocks)
+      .def_readonly("overlap", &Plan::overlap)
+      .def_readonly("shared_bytes", &Plan::shared_bytes)
+      .def_property_readonly("workspace_bytes",
+                             [](const Plan& plan) { return plan.workspace.bytes(); })
+      .def_readonly("traffic", &Plan::traffic)
       .def("__repr__", &to_string);
 
   m.def("plan", &plan_from, py::arg("n"), py::arg("c"), py::arg("s"), py::arg("r"),
         py::arg("dtype"), py::arg("layout"), py::arg("weight_dtype"), py::arg("aligned"),
-        py::arg("tail") = "none", py::arg("limits") = kKnownDevices[0].limits,
-        py::arg("strategy") = "",
-        "The plan for x [n, c, s] (nchw) or [n, s, c] (nhwc) and r reduced channels.");
+        py::arg("tail") = "none", py::arg("direction") = "forward",
+        py::arg("limits") = kKnownDevices[0].limits, py::arg("strategy") = "", py::arg("group") = 0,
+        py::arg("lag") = 0, py::arg("blocks") = 0,
+        "The plan for x [n, c, s] (nchw) or [n, s, c] (nhwc) and r reduced channels. What is 0 or "
+        "empty is as the rule has it.");
   m.def("build_info", &build_info_dict, "What the library was built with.");
 }

@@ -88,25 +88,25 @@ struct CudaBackend {
     return stream;
   }
   template <typename Params>
-  static void execute(Params& params, bool aligned, int64_t SePlan::* workspace_bytes,
-                      const Tensor& x, void (*launcher)(const Params&, const SePlan&, void*)) {
+  static void execute(Params& params, Direction direction, bool aligned, const Tensor& x,
+                      void (*launcher)(const Params&, const Plan&, void*)) {
     const int device = x.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     cuda::require_usable(device);
-    const SePlan chosen =
-        plan(params.problem, aligned, cuda::limits_of(device), strategy_from_environment());
-    log_if_asked(chosen);
-    const Tensor workspace = CpuBackend::bytes(chosen.*workspace_bytes, x);
+    const Plan chosen =
+        plan(params.problem, direction, aligned, cuda::limits_of(device), forced_by_environment());
+    log_if_asked(direction, chosen);
+    const Tensor workspace = CpuBackend::bytes(chosen.workspace.bytes(), x);
     params.workspace = workspace.mutable_data_ptr();
     launcher(params, chosen, stream(x));
   }
   static void run(ForwardParams& params, const Tensor& x) {
-    execute(params, aligned({params.x, params.residual, params.y}),
-            &SePlan::forward_workspace_bytes, x, cuda::forward);
+    execute(params, Direction::forward, aligned({params.x, params.residual, params.y}), x,
+            cuda::forward);
   }
   static void run(BackwardParams& params, const Tensor& x) {
-    execute(params, aligned({params.x, params.dy, params.dx, params.dresidual}),
-            &SePlan::backward_workspace_bytes, x, cuda::backward);
+    execute(params, Direction::backward,
+            aligned({params.x, params.dy, params.dx, params.dresidual}), x, cuda::backward);
   }
 };
 #else

@@ -22,14 +22,23 @@ inline std::optional<Strategy> strategy_named(std::string_view name) {
                               std::string(name));
 }
 
-inline std::optional<Strategy> strategy_from_environment() {
+inline Forced forced_by_environment() {
   const char* name = std::getenv("SEBLOCK_STRATEGY");
-  return strategy_named(name ? name : "");
+  return {strategy_named(name ? name : "")};
 }
 
-inline void log_if_asked(const SePlan& plan) {
+// 0: as the rule does.
+inline Forced forced(std::string_view strategy, int group, int lag, int blocks) {
+  const auto number = [](int value) { return value ? std::optional<int>(value) : std::nullopt; };
+  return {strategy_named(strategy), number(group), number(lag), number(blocks)};
+}
+
+inline void log_if_asked(Direction direction, const Plan& plan) {
   const char* wanted = std::getenv("SEBLOCK_LOG_PLAN");
-  if (wanted && *wanted && *wanted != '0') std::cerr << "seblock_cuda: " << to_string(plan);
+  if (wanted && *wanted && *wanted != '0') {
+    std::cerr << "seblock_cuda: " << (direction == Direction::forward ? "forward: " : "backward: ")
+              << to_string(plan) << "\n";
+  }
 }
 
 }  // namespace seblock

@@ -12,6 +12,14 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define SEBLOCK_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+// Always inlined: cpu/ compiles this file once per instruction set, and the linker must not choose
+// among the copies.
+#define SEBLOCK_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
 namespace seblock {
 
 // x is [N, C, S] (nchw) or [N, S, C] (nhwc); S is the product of the 1 to 3 spatial extents.
@@ -84,16 +92,23 @@ constexpr int64_t bytes_of(DType dtype) {
 
 constexpr int64_t acc_bytes_of(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
-// The mask of Tail::add_relu says where dy passes: byte v holds a bit each for the elements
-// [v * L, (v + 1) * L) of y as they lie in memory, the first in the lowest bit. A bit is set unless
-// y <= 0, y as it was stored (NaN passes, as in PyTorch); bits past the end are 0.
-constexpr int64_t elements_per_mask_byte(DType dtype) { return 16 / bytes_of(dtype); }  // L
+// A vector is 16 bytes of x, counted from the sample's first element, in nhwc from the row's: the
+// last one may be incomplete.
+inline int64_t vector_elements(DType dtype) { return 16 / bytes_of(dtype); }
 
-constexpr int64_t mask_bytes(const Problem& problem) {
-  if (problem.tail != Tail::add_relu) return 0;
+inline int64_t vectors_per_sample(const Problem& problem) {
   const Shape& shape = problem.shape;
-  const int64_t per_byte = elements_per_mask_byte(problem.dtype);
-  return (shape.n * shape.c * shape.s + per_byte - 1) / per_byte;
+  const int64_t vec = vector_elements(problem.dtype);
+  return problem.layout == Layout::nchw && shape.s > 1 ? (shape.c * shape.s + vec - 1) / vec
+                                                       : shape.s * ((shape.c + vec - 1) / vec);
+}
+
+// The mask of Tail::add_relu says where dy passes: a byte for each vector of y, a bit for each of
+// its elements, the first in the lowest bit. A bit is set unless y <= 0, y as it was stored (NaN
+// passes, as in PyTorch); bits past the end are 0. The CPU kernels number the vectors through the
+// whole tensor, which needs no more of them.
+inline int64_t mask_bytes(const Problem& problem) {
+  return problem.tail == Tail::add_relu ? problem.shape.n * vectors_per_sample(problem) : 0;
 }
 
 }  // namespace seblock

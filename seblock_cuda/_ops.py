@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from seblock_cuda.checks import check_arguments, dtype_name
 from seblock_cuda.reference import accumulation_dtype
+
+if TYPE_CHECKING:
+    from seblock_cuda._core import DeviceLimits, Plan
 
 LIBRARY = Path(__file__).with_name("libseblock_cuda.so")
 
@@ -100,6 +104,28 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     )
 
 
+# Blocks of the kernels of strategy stream on a multiprocessor: of 256 threads with 64 registers
+# each, as docs/compiled.md shows. A run asks the device itself.
+_STREAM_BLOCKS = 4
+
+
+@dataclass(frozen=True, repr=False)
+class Plans:
+    """How the CUDA kernels run the two directions: see csrc/plan.h."""
+
+    forward: Plan
+    backward: Plan
+
+    @property
+    def strategy(self) -> str | None:
+        """The strategy of both directions; None where they differ."""
+        one, other = self.forward.strategy, self.backward.strategy
+        return one if one == other else None
+
+    def __repr__(self) -> str:
+        return f"forward: {self.forward}\nbackward: {self.backward}"
+
+
 def explain(
     input: Tensor,
     reduce_weight: Tensor,
@@ -109,12 +135,13 @@ def explain(
     *,
     residual: Tensor | None = None,
     residual_activation: str | None = None,
-) -> Any:
-    """How the CUDA kernels run these arguments: strategy, launch shape, bytes moved. Printable.
+) -> Plans:
+    """How the CUDA kernels run these arguments: strategy, launches, bytes moved. Printable.
 
-    Takes tensors of any device, also ``meta``: nothing is run. The plan is that for input's own
-    device if it is a CUDA device, else for an H200. ``SEBLOCK_STRATEGY`` counts, as it does for
-    the run itself.
+    Takes tensors of any device, also ``meta``: nothing is run. The plans, ``forward`` and
+    ``backward``, are those for input's own device if it is a CUDA device, else for an H200.
+    Gradients, which do not exist yet, are taken to start on a 16-byte boundary.
+    ``SEBLOCK_STRATEGY`` counts, as it does for the run itself.
 
     Raises:
         TypeError, ValueError: as :func:`seblock_cuda.squeeze_excitation` does; ValueError also if
@@ -129,9 +156,8 @@ def explain(
     if expand_weight is None:
         expand_weight = reduce_weight.new_empty(c, r)
     check_arguments(input, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
-    tail = "none" if residual is None else "add_relu" if residual_activation else "add"
-    tensors = [input] if residual is None else [input, residual]
-    return _core.plan(
+    plan = partial(
+        _core.plan,
         n,
         c,
         input.shape[2:].numel(),
@@ -139,24 +165,33 @@ def explain(
         dtype_name(input.dtype),
         "nchw" if _output_like(input).is_contiguous() else "nhwc",
         dtype_name(reduce_weight.dtype),
-        all(tensor.is_meta or tensor.data_ptr() % 16 == 0 for tensor in tensors),
-        tail,
-        _device_limits(input),
-        os.environ.get("SEBLOCK_STRATEGY", ""),
+        tail="none" if residual is None else "add_relu" if residual_activation else "add",
+        limits=_device_limits(input),
+        strategy=os.environ.get("SEBLOCK_STRATEGY", ""),
+    )
+    return Plans(
+        plan(_aligned(input) and (residual is None or _aligned(residual)), direction="forward"),
+        plan(_aligned(input), direction="backward"),
     )
 
 
-def _device_limits(input: Tensor) -> Any:
+def _aligned(tensor: Tensor) -> bool:
+    """Whether the op finds it on a 16-byte boundary: what it copies first is."""
+    return tensor.is_meta or not is_native(tensor) or tensor.data_ptr() % 16 == 0
+
+
+def _device_limits(input: Tensor) -> DeviceLimits:
     from seblock_cuda import _core
 
     if not input.is_cuda:
         return _core.known_device("H200")
     device: Any = torch.cuda.get_device_properties(input.device)
     return _core.DeviceLimits(
+        10 * device.major + device.minor,
         device.multi_processor_count,
         device.L2_cache_size,
         device.shared_memory_per_block_optin,
-        device.shared_memory_per_multiprocessor,
+        _STREAM_BLOCKS,
     )
 
 
@@ -181,15 +216,24 @@ TAIL_NONE, TAIL_ADD, TAIL_ADD_RELU = range(3)
 
 
 def mask_bytes(x: Tensor) -> int:
-    """Size of the mask that says where dy passes a ReLU: one byte for 16 bytes of x."""
-    per_byte = 16 // x.itemsize
-    return (x.numel() + per_byte - 1) // per_byte
+    """Size of the mask that says where dy passes a ReLU: see csrc/se_types.h."""
+    return _mask_rows(x)[0] * -(-_mask_rows(x)[1] * x.itemsize // 16)
+
+
+def _mask_rows(x: Tensor) -> tuple[int, int]:
+    """Runs of elements that begin at a vector, and their length: samples, in nhwc rows."""
+    n, c, s = x.shape[0], x.shape[1], x.shape[2:].numel()
+    nchw = s > 1 and _output_like(x).is_contiguous()
+    return (n, c * s) if nchw else (n * s, c)
 
 
 def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
     """The mask as bools of x's shape; differentiated backwards need it so."""
     bits = mask.unsqueeze(1) >> torch.arange(16 // x.itemsize, device=mask.device) & 1
-    return bits.bool().as_strided(x.shape, _output_like(x).stride())
+    count, length = (1, x.numel()) if x.device.type == "cpu" else _mask_rows(x)
+    if count and length:
+        bits = bits.flatten()[: x.numel()] if count == 1 else bits.view(count, -1)[:, :length]
+    return bits.reshape(-1).bool().as_strided(x.shape, _output_like(x).stride())
 
 
 # Of each op: the results, allocated in the order in which the op allocates them. For torch.compile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 from build_tools import BYTES_PER_JOB, BuildError, job_count
 from build_tools.architectures import (
     DEFAULT_ARCHITECTURES,
+    SOURCES,
     choose_architectures,
     gencode_flags,
     parse_arch_list,
 )
 from build_tools.report import parse_compiler_report
 from build_tools.toolkit import Toolkit, choose_toolkit, find_nvcc
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CUDA_13 = [f"compute_{number}" for number in (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)]
 CUDA_12_4 = [f"compute_{number}" for number in (50, 60, 70, 75, 80, 86, 87, 89, 90)]
@@ -51,12 +55,24 @@ def test_unreadable_arch_list_is_refused_by_name(text: str) -> None:
 
 
 def test_gencode_flags() -> None:
-    assert gencode_flags(["8.0", "9.0a", "12.0+PTX"]) == [
+    assert gencode_flags(["7.0", "8.0", "8.6", "9.0a", "12.0+PTX"]) == [
+        "-gencode=arch=compute_70,code=sm_70",
         "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_80,code=sm_86",
         "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_120,code=sm_120",
-        "-gencode=arch=compute_120,code=compute_120",
+        "-gencode=arch=compute_90,code=sm_120",
+        "-gencode=arch=compute_90,code=compute_90",
     ]
+
+
+def test_architectures_that_share_a_compilation_have_the_same_source() -> None:
+    tested = {
+        int(number)
+        for file in (ROOT / "csrc").rglob("*")
+        if file.is_file()
+        for number in re.findall(r"__CUDA_ARCH__ \S+ (\d+)", file.read_text())
+    }
+    assert tested and tested <= {10 * source for source in SOURCES}
 
 
 def test_default_architectures() -> None:

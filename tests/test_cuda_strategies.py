@@ -21,10 +21,10 @@ STRATEGIES = ["split", "stream", "resident"]
 SHAPES = {
     **cases.SHAPES,
     "groups": (37, 64, (7, 7), 128),
-    "channel slices": (9, 256, (56, 56), 16),
-    "row slices": (5, 48, (61, 67), 6),
-    "a plane to a block": (2, 8, (200, 200), 4),
-    "wider than a slice": (3, 2688, (12, 12), 112),
+    "many tasks": (9, 256, (56, 56), 16),  # several for each block of a launch
+    "odd planes": (5, 48, (61, 67), 6),
+    "several parts of a plane": (2, 8, (200, 200), 4),
+    "wide maps": (3, 2688, (12, 12), 112),
     "largest plane": (1, 8, (512, 512), 2),
     "most channels": (2, 8192, (3, 3), 64),
     "most samples": (4096, 32, (4, 4), 8),
@@ -51,10 +51,10 @@ def planned(
     """The problem; skips, visibly and before there is data, what the strategy cannot run."""
     outline = make(*arguments, device=device, outline=True)
     try:
-        plan = explain(outline.x, *outline.parameters, **outline.tail)
+        plans = explain(outline.x, *outline.parameters, **outline.tail)
     except ValueError as reason:
         pytest.skip(str(reason))
-    assert plan.strategy == strategy
+    assert plans.strategy == strategy
     return make(*arguments, device=device)
 
 
@@ -80,7 +80,7 @@ def test_workloads(strategy: str, workload: cases.Workload, layout: str) -> None
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_every_run_gives_the_same_bits(strategy: str, layout: str) -> None:
-    shape = SHAPES["channel slices"]
+    shape = SHAPES["many tasks"]
     problem = planned(strategy, cases.make_problem, shape, torch.bfloat16, layout)
     first = run(problem)
     for _ in range(50):
@@ -88,9 +88,28 @@ def test_every_run_gives_the_same_bits(strategy: str, layout: str) -> None:
             assert torch.equal(value, first[name]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("shape", ["groups", "many tasks", "odd planes", "many samples"])
+def test_every_strategy_gives_the_same_bits(
+    shape: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = cases.make_problem(SHAPES[shape], dtype, layout, tail="add_relu", device="cuda")
+    monkeypatch.setenv("SEBLOCK_STRATEGY", "split")
+    expected = run(problem)
+    for strategy in STRATEGIES[1:]:
+        monkeypatch.setenv("SEBLOCK_STRATEGY", strategy)
+        try:
+            explain(problem.x, *problem.parameters, **problem.tail)
+        except ValueError:
+            continue
+        for name, value in run(problem).items():
+            assert torch.equal(value, expected[name]), (strategy, name)
+
+
 def test_several_streams_at_once(strategy: str) -> None:
     """Each launch has its own counters: blocks of one never wait for those of another."""
-    shape = SHAPES["channel slices"]
+    shape = SHAPES["many tasks"]
     problems = [
         planned(strategy, partial(cases.make_problem, seed=seed), shape, torch.bfloat16)
         for seed in range(4)
@@ -112,7 +131,7 @@ def test_several_streams_at_once(strategy: str) -> None:
 
 def test_cuda_graph(strategy: str) -> None:
     """Captured once, replayed on new data, forward and backward."""
-    problem = planned(strategy, cases.make_problem, SHAPES["channel slices"], torch.bfloat16)
+    problem = planned(strategy, cases.make_problem, SHAPES["many tasks"], torch.bfloat16)
     leaves = [problem.x.requires_grad_(), *(p for p in problem.parameters if p is not None)]
     for leaf in leaves:
         leaf.requires_grad_()
@@ -131,9 +150,7 @@ def test_cuda_graph(strategy: str) -> None:
     with torch.cuda.graph(graph):
         captured = train()
     for seed in range(3):
-        other = cases.make_problem(
-            SHAPES["channel slices"], torch.bfloat16, seed=seed, device="cuda"
-        )
+        other = cases.make_problem(SHAPES["many tasks"], torch.bfloat16, seed=seed, device="cuda")
         with torch.no_grad():
             problem.x.copy_(other.x)
         graph.replay()
@@ -161,6 +178,19 @@ def test_more_than_2_to_the_31_elements(strategy: str, layout: str) -> None:
     y_last = squeeze_excitation(last, *weights)
     (dx_last,) = torch.autograd.grad(y_last, last, last.detach())
     assert torch.equal(y[-3:], y_last) and torch.equal(dx[-3:], dx_last)
+
+
+def test_the_log_has_the_plans_that_explain_tells(
+    strategy: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So explain knows of this device what the run does: the blocks of stream are as compiled."""
+    problem = planned(strategy, cases.make_problem, SHAPES["many tasks"], torch.bfloat16)
+    plans = explain(problem.x, *problem.parameters)
+    capfd.readouterr()
+    monkeypatch.setenv("SEBLOCK_LOG_PLAN", "1")
+    run(problem)
+    logged = [line for line in capfd.readouterr().err.splitlines() if "seblock_cuda: " in line]
+    assert logged == [f"seblock_cuda: {line}" for line in repr(plans).splitlines()]
 
 
 def test_an_unknown_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

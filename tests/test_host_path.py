@@ -82,6 +82,19 @@ def test_values(
     assert places() == {(int(device[-1]), "default")}
 
 
+def test_the_log_has_the_plans_that_explain_tells(
+    strategy: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = (2, *SMALL[1:])  # no more tasks than a stand-in, which has few, has blocks
+    there = control.moved(cases.make_problem(few, tail="add_relu"), "cuda:1")
+    plans = explain(there.x, *there.parameters, **there.tail)
+    capfd.readouterr()
+    monkeypatch.setenv("SEBLOCK_LOG_PLAN", "1")
+    run(there)
+    logged = [line for line in capfd.readouterr().err.splitlines() if "seblock_cuda: " in line]
+    assert logged == [f"seblock_cuda: {line}" for line in repr(plans).splitlines()]
+
+
 @exact_bounds
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("shape", cases.SHAPES)

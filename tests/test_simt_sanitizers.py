@@ -8,7 +8,10 @@ import pytest
 
 from tests.simt import build, mutants, sanitize
 
-SHARED_BYTES = ("kBlockThreads * kVec * sizeof(acc_t)", "kBlockThreads * kVec * sizeof(acc_t) - 4")
+SHARED_BYTES = (
+    "constexpr int kSqueezeShared = 2 * kStagedBytes;",
+    "constexpr int kSqueezeShared = kStagedBytes / 8;",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +34,22 @@ def test_nothing_is_found(sanitized: Path) -> None:
     [
         (
             "one element beyond x",
-            "kernels/squeeze.cuh",
-            ("begin : i; j < end; ++j)", "begin : i; j <= end; ++j)"),
+            "device/vec.cuh",
+            (
+                "if (e >= place.valid) continue;\n      before_load",
+                "if (e > place.valid) continue;\n      before_load",
+            ),
             "READ of size 2",
         ),
-        ("four bytes of shared memory", "kernels/squeeze.cuh", SHARED_BYTES, "WRITE of size 4"),
+        ("too little shared memory", "kernels/squeeze.cuh", SHARED_BYTES, "WRITE of size 16"),
     ],
 )
 def test_an_overrun_is_found(
     sanitized: Path, name: str, file: str, replacement: tuple[str, str], report: str
 ) -> None:
-    mutant = mutants.Mutant(f"sanitized {name}", "forward_split.cu", file, [replacement])
+    mutant = mutants.Mutant(f"sanitized {name}", "split.cu", file, [replacement])
     module = mutants.build_mutant(mutant, sanitized, sanitize.CHECKS)
-    shapes = {"one element beyond x": "primes", "four bytes of shared memory": "many samples"}
-    done = sanitize.run(module, "--shapes", shapes[name], "--dtypes", "bfloat16")
+    done = sanitize.run(module, "--shapes", "primes", "--dtypes", "bfloat16")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stdout + done.stderr
     assert report in done.stderr

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "drivers/drivers.h"
 #include "launch.h"
 #include "runtime.h"
 
@@ -72,10 +73,11 @@ const DeviceLimits& limits_of(int device) {
   if (device < 0 || device >= kMaxDevices)
     throw std::runtime_error("seblock_cuda: device " + std::to_string(device) + " is one too many");
   std::call_once(asked[device], [&] {
-    limits[device] = {attribute(cudaDevAttrMultiProcessorCount, device),
+    limits[device] = {10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                          attribute(cudaDevAttrComputeCapabilityMinor, device),
+                      attribute(cudaDevAttrMultiProcessorCount, device),
                       attribute(cudaDevAttrL2CacheSize, device),
-                      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device)};
+                      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), stream_blocks()};
   });
   return limits[device];
 }

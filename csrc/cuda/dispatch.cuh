@@ -61,13 +61,4 @@ void dispatch_weight(DType dtype, DType weight_dtype, F&& f) {
   });
 }
 
-// Calls f(std::integral_constant<int, kVec>) for the plan's elements per access.
-template <typename scalar_t, typename F>
-void dispatch_vec(const SePlan& plan, F&& f) {
-  constexpr int kWidest = kAccessBytes / sizeof(scalar_t);
-  if (plan.vec == kWidest) return f(std::integral_constant<int, kWidest>{});
-  if (plan.vec == 1) return f(std::integral_constant<int, 1>{});
-  throw std::runtime_error("dispatch_vec: the plan's access width fits no kernel");
-}
-
 }  // namespace seblock::cuda

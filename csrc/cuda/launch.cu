@@ -1,21 +1,32 @@
-// The plan's strategy, executed.
+// The plan, executed.
+#include "drivers/drivers.h"
 #include "launch.h"
-#include "strategies.h"
 
 namespace seblock::cuda {
+namespace {
 
-void forward(const ForwardParams& p, const SePlan& plan, void* stream) {
-  if (p.problem.shape.n == 0) return;
-  const auto run = plan.strategy == Strategy::split ? forward_split : forward_stream;
-  run(p, plan, stream);
+template <typename Params>
+void drive(const Params& params, const Plan& plan, void* stream) {
+  if (params.problem.shape.n == 0) return;
+  switch (plan.strategy) {
+    case Strategy::split:
+      return split(params, plan, stream);
+    case Strategy::stream:
+      return cuda::stream(params, plan, stream);
+    case Strategy::resident:
+      return resident(params, plan, stream);
+  }
 }
 
-void backward(const BackwardParams& p, const SePlan& plan, void* stream) {
-  if (p.problem.shape.n > 0) {
-    const auto run = plan.strategy == Strategy::split ? backward_split : backward_stream;
-    run(p, plan, stream);
-  }
-  weight_grad(p, stream);  // with no samples it writes zeros
+}  // namespace
+
+void forward(const ForwardParams& params, const Plan& plan, void* stream) {
+  drive(params, plan, stream);
+}
+
+void backward(const BackwardParams& params, const Plan& plan, void* stream) {
+  drive(params, plan, stream);
+  gradients(params, plan, stream);  // with no samples it writes zeros
 }
 
 }  // namespace seblock::cuda

@@ -10,8 +10,8 @@ namespace seblock::cuda {
 
 // The launchers behind forward() and backward() take no decision: everything they need is in the
 // plan.
-void forward(const ForwardParams& params, const SePlan& plan, void* stream);
-void backward(const BackwardParams& params, const SePlan& plan, void* stream);
+void forward(const ForwardParams& params, const Plan& plan, void* stream);
+void backward(const BackwardParams& params, const Plan& plan, void* stream);
 
 // What the plan needs to know of a device: asked once.
 const DeviceLimits& limits_of(int device);

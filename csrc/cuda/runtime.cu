@@ -7,6 +7,7 @@
 
 #include "launch.h"
 #include "runtime.h"
+#include "tiling.h"
 
 namespace seblock::cuda {
 namespace {
@@ -52,7 +53,7 @@ void clear(uint32_t* counters, size_t bytes, void* stream) {
 }
 
 void launch_kernel(const char* name, const void* kernel, int64_t blocks, size_t shared_bytes,
-                   void* stream, void** arguments) {
+                   void* stream, void** arguments, bool overlap) {
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string("seblock_cuda: ") + name +
                              ": the grid has more than 2^31 - 1 blocks");
@@ -62,6 +63,11 @@ void launch_kernel(const char* name, const void* kernel, int64_t blocks, size_t 
   config.blockDim = dim3(kBlockThreads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = overlap ? 1 : 0;
   check(name, cudaLaunchKernelExC(&config, kernel, arguments));
 }
 

@@ -15,8 +15,9 @@ void check(const char* call, cudaError_t error);
 void clear(uint32_t* counters, size_t bytes, void* stream);
 
 // Launches a kernel (the address that stands for it on the host) on `stream`, or raises.
-// `arguments`: the address of each of its arguments.
+// `arguments`: the address of each of its arguments. `overlap`: it may begin before the launch
+// before it in the stream has ended.
 void launch_kernel(const char* name, const void* kernel, int64_t blocks, size_t shared_bytes,
-                   void* stream, void** arguments);
+                   void* stream, void** arguments, bool overlap);
 
 }  // namespace seblock::cuda

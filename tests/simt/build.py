@@ -33,16 +33,22 @@ SELFTEST = [
 KERNELS = [
     "tests/simt/module.cpp",
     "csrc/plan.cpp",
-    "csrc/plan_slice.cpp",
     "csrc/cuda/launch.cu",
-    "csrc/cuda/forward_split.cu",
-    "csrc/cuda/forward_stream.cu",
-    "csrc/cuda/backward_split.cu",
-    "csrc/cuda/backward_stream.cu",
-    "csrc/cuda/weight_grad.cu",
+    "csrc/cuda/drivers/split.cu",
+    "csrc/cuda/drivers/stream.cu",
+    "csrc/cuda/drivers/resident.cu",
+    "csrc/cuda/drivers/gradients.cu",
     *HARNESS,
 ]
-FLAGS = ["-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = [
+    "-std=c++17",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-ffp-contract=off",
+]
 RULES = """\
 rule compile
   command = $cxx $flags -MMD -MF $out.d -x c++ -c $in -o $out
@@ -170,9 +176,10 @@ def build_variant(
     those of `base`.
     """
     checks = _variant(sanitize)[0] if sanitize else [*FLAGS, "-O1"]
-    flags = [*checks, *kernel_flags(cuda)]
+    flags = [*checks, "-g0", *kernel_flags(cuda)]
     sources = [
-        str(cuda / Path(source).name) if "/cuda/" in source else source for source in KERNELS
+        str(cuda / source.removeprefix("csrc/cuda/")) if "/cuda/" in source else source
+        for source in KERNELS
     ]
     objects: list[Path] = []
     if base is not None:
@@ -191,7 +198,12 @@ def kernel_flags(cuda: Path) -> list[str]:
     folders = [cuda, cuda / "device", ROOT / "csrc", SIMT]
     toolkit = cuda_include()
     system = [pybind11.get_include(), sysconfig.get_path("include"), toolkit, toolkit / "cccl"]
-    flags = ["-DSEBLOCK_SIMT=1", "-Wno-unknown-pragmas", *(f"-I{folder}" for folder in folders)]
+    flags = [
+        "-DSEBLOCK_SIMT=1",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-variable",
+        *(f"-I{folder}" for folder in folders),
+    ]
     return [*flags, *(word for path in system for word in ("-isystem", str(path)))]
 
 

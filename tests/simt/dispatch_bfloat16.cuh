@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdexcept>
+#include <type_traits>
 
 #include "device/vec.cuh"
 #include "plan.h"
@@ -29,12 +30,6 @@ template <typename F>
 void dispatch_weight(DType, DType weight_dtype, F&& f) {
   if (weight_dtype != DType::float32) throw std::runtime_error("only float32 is compiled");
   f(Type<float>{}, Type<float>{});
-}
-
-template <typename scalar_t, typename F>
-void dispatch_vec(const SePlan& plan, F&& f) {
-  if (plan.vec != 8) throw std::runtime_error("only 16-byte accesses are compiled");
-  f(std::integral_constant<int, 8>{});
 }
 
 }  // namespace seblock::cuda

@@ -8,19 +8,16 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from seblock_cuda import reference
+from seblock_cuda import _core, _ops, reference
 from tests import cases
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-TAILS = [
-    "",
-    None,
-    "relu",
-]  # residual_activation by the number of se_types.h's Tail; "": no residual
+TAILS = ["", None, "relu"]  # residual_activation by the number of se_types.h's Tail; "": none
 POISON = float("nan")  # in every output and workspace before a run: a missing write shows
 
 
@@ -50,6 +47,13 @@ class Run:
     backward_launches: list[Launch] = field(default_factory=list)
 
 
+def named(run: Run) -> dict[str, Tensor]:
+    """All that a run has computed, by name."""
+    names = ("y", "mask", "pooled", "z1", "gate")
+    results = {name: getattr(run, name) for name in names} | run.gradients._asdict()
+    return {name: tensor for name, tensor in results.items() if tensor is not None}
+
+
 def load(path: Path) -> ModuleType:
     """The module that tests/simt/build.py has built at `path`."""
     name = f"{path.parent.parent.name}.simt_kernels"  # pybind11 loads one module of a name
@@ -66,10 +70,34 @@ def layout_of(x: Tensor) -> int:
 
 
 STRATEGIES = ["split", "stream", "resident"]
+LIMIT_NAMES = ("capability", "multiprocessors", "l2_bytes", "shared_bytes", "stream_blocks")
+
+# Of the pretended device: multiprocessors few enough that small problems have several tasks to a
+# block.
+LIMITS = _core.DeviceLimits(
+    capability=90, multiprocessors=2, l2_bytes=2**20, shared_bytes=99 * 1024, stream_blocks=4
+)
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a plan is to have, see csrc/plan.h; 0: as the rule has it."""
+
+    group: int = 0
+    lag: int = 0
+    blocks: int = 0
+
+
+AS_PLANNED = Forced()
 
 
 def run(
-    module: ModuleType, problem: cases.Problem, *, strategy: str = "split", record: bool = False
+    module: ModuleType,
+    problem: cases.Problem,
+    *,
+    strategy: str = "split",
+    forced: Forced = AS_PLANNED,
+    record: bool = False,
 ) -> Run:
     """Forward and backward of the problem on the harness `module`, by `strategy`.
 
@@ -93,7 +121,15 @@ def run(
         TAILS.index(problem.residual_activation) if residual is not None else 0,
     )
     masked = problem.residual_activation == "relu"
-    aligned = all(t.data_ptr() % 16 == 0 for t in (x, dy, residual) if t is not None)
+    tensors = [t for t in (x, dy, residual) if t is not None]
+    aligned = all(t.data_ptr() % 16 == 0 for t in tensors)
+    limits = [getattr(LIMITS, name) for name in LIMIT_NAMES]
+
+    def plan_of(forward: bool) -> Any:
+        numbers = (forced.group, forced.lag, forced.blocks)
+        if strategy != "stream":
+            numbers = (forced.group, 0, 0)
+        return module.plan(description, forward, aligned, strategy, limits, *numbers)
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.full(shape, POISON, dtype=dtype)
@@ -101,11 +137,11 @@ def run(
     def workspace(size: int) -> Tensor:
         return torch.full((-(-size // acc.itemsize),), POISON, dtype=acc)
 
-    forward_bytes, backward_bytes = module.workspace_bytes(description, aligned, strategy)
+    forward_plan, backward_plan = plan_of(True), plan_of(False)
     weights = {"W1": problem.reduce_weight, "W2": problem.expand_weight}
     biases = {"b1": problem.reduce_bias, "b2": problem.expand_bias}
     y = torch.full_like(x, POISON)
-    mask = torch.full((-(-x.nbytes // 16),), 255, dtype=torch.uint8) if masked else None
+    mask = torch.full((_ops.mask_bytes(x),), 255, dtype=torch.uint8) if masked else None
     saved = {
         "pooled": empty(n, c, dtype=acc),
         "z1": empty(n, r, dtype=acc),
@@ -115,9 +151,9 @@ def run(
         module,
         "forward",
         description,
-        strategy,
+        forward_plan,
         {**weights, **biases, "x": x, "residual": residual},
-        {"y": y, "mask": mask, **saved, "workspace": workspace(forward_bytes)},
+        {"y": y, "mask": mask, **saved, "workspace": workspace(forward_plan.workspace_bytes)},
         ["W1", "W2", "b1", "b2", "x", "residual", "y", "mask", *saved, "workspace"],
         record,
     )
@@ -130,9 +166,14 @@ def run(
         module,
         "backward",
         description,
-        strategy,
+        backward_plan,
         {**weights, "dy": dy, "x": x, "mask": mask, **saved},
-        {"dx": dx, "dresidual": dresidual, **gradients, "workspace": workspace(backward_bytes)},
+        {
+            "dx": dx,
+            "dresidual": dresidual,
+            **gradients,
+            "workspace": workspace(backward_plan.workspace_bytes),
+        },
         ["W1", "W2", "dy", "x", "mask", *saved, "dx", "dresidual", *gradients, "workspace"],
         record,
     )
@@ -154,7 +195,7 @@ def _direction(
     module: ModuleType,
     name: str,
     problem: object,
-    strategy: str,
+    plan: object,
     inputs: dict[str, Tensor | None],
     outputs: dict[str, Tensor | None],
     order: list[str],
@@ -165,7 +206,7 @@ def _direction(
     call = getattr(module, name)
     addresses = [0 if tensors[key] is None else tensors[key].data_ptr() for key in order]  # type: ignore[union-attr]
     if not record:
-        call(problem, strategy, addresses)
+        call(problem, plan, addresses)
         return []
     present = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     module.start_recording(
@@ -175,7 +216,7 @@ def _direction(
         ]
     )
     try:
-        call(problem, strategy, addresses)
+        call(problem, plan, addresses)
     finally:
         launches = module.stop_recording()
     return [

@@ -13,6 +13,7 @@
 #include "plan.h"
 #include "plan_options.h"
 #include "simt.h"
+#include "tickets.h"
 
 namespace py = pybind11;
 using namespace seblock;
@@ -22,13 +23,6 @@ namespace {
 template <typename T = void>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
-}
-
-bool aligned(std::initializer_list<uintptr_t> addresses) {
-  for (const uintptr_t address : addresses) {
-    if (address % kAccessBytes) return false;
-  }
-  return true;
 }
 
 Problem problem_of(int64_t n, int64_t c, int64_t s, int64_t r, int layout, int dtype,
@@ -42,31 +36,23 @@ Problem problem_of(int64_t n, int64_t c, int64_t s, int64_t r, int layout, int d
           static_cast<Tail>(tail)};
 }
 
-// Multiprocessors few enough that small problems have several tasks to a block, and samples to a
-// task.
-constexpr DeviceLimits kLimits = {2, kMiB, 99 * kKiB, 200 * kKiB};
-
-SePlan plan_of(const Problem& problem, bool aligned, const std::string& strategy) {
-  return plan(problem, aligned, kLimits, strategy_named(strategy));
-}
-
 using Addresses = std::vector<uintptr_t>;
 
 // tensors: reduce, expand, reduce_bias, expand_bias, x, residual, y, mask, pooled, z1, gate,
 // workspace
-void forward(const Problem& problem, const std::string& strategy, const Addresses& t) {
+void forward(const Problem& problem, const Plan& plan, const Addresses& t) {
   const ForwardParams params{
       problem,        {pointer(t[0]), pointer(t[1]), pointer(t[2]), pointer(t[3])},
       pointer(t[4]),  pointer(t[5]),
       pointer(t[6]),  pointer(t[7]),
       pointer(t[8]),  pointer(t[9]),
       pointer(t[10]), pointer(t[11])};
-  cuda::forward(params, plan_of(problem, aligned({t[4], t[5], t[6]}), strategy), nullptr);
+  cuda::forward(params, plan, nullptr);
 }
 
 // tensors: reduce, expand, dy, x, mask, pooled, z1, gate, dx, dresidual, dreduce, dexpand,
 // dreduce_bias, dexpand_bias, workspace
-void backward(const Problem& problem, const std::string& strategy, const Addresses& t) {
+void backward(const Problem& problem, const Plan& plan, const Addresses& t) {
   const BackwardParams params{problem,        {pointer(t[0]), pointer(t[1]), nullptr, nullptr},
                               pointer(t[2]),  pointer(t[3]),
                               pointer(t[4]),  pointer(t[5]),
@@ -75,7 +61,19 @@ void backward(const Problem& problem, const std::string& strategy, const Address
                               pointer(t[10]), pointer(t[11]),
                               pointer(t[12]), pointer(t[13]),
                               pointer(t[14])};
-  cuda::backward(params, plan_of(problem, aligned({t[2], t[3], t[8], t[9]}), strategy), nullptr);
+  cuda::backward(params, plan, nullptr);
+}
+
+// What ticket after ticket stands for: (scales, sample, task).
+std::vector<std::tuple<bool, int, int>> tickets(int64_t samples, int64_t lag, int64_t squeezes,
+                                                int64_t scales) {
+  const Tickets tickets(samples, lag, squeezes, scales);
+  std::vector<std::tuple<bool, int, int>> all;
+  for (uint32_t number = 0; number < tickets.total(); ++number) {
+    const Ticket ticket = tickets.decode(number);
+    all.emplace_back(ticket.scales, ticket.sample, ticket.task);
+  }
+  return all;
 }
 
 using TensorTuple = std::tuple<std::string, uintptr_t, size_t, unsigned, bool>;
@@ -123,14 +121,20 @@ PYBIND11_MODULE(simt_kernels, m) {
   m.doc() = "The CUDA kernels' own source on the CPU.";
   // Local to this module: tests load it more than once, built from different kernels.
   py::class_<Problem>(m, "Problem", py::module_local()).def(py::init(&problem_of));
-  m.def("limits", [] {
-    return std::make_tuple(kLimits.multiprocessors, kLimits.l2_bytes, kLimits.shared_bytes,
-                           kLimits.shared_bytes_per_multiprocessor);
-  });
-  m.def("workspace_bytes", [](const Problem& problem, bool aligned, const std::string& strategy) {
-    const SePlan chosen = plan_of(problem, aligned, strategy);
-    return std::make_pair(chosen.forward_workspace_bytes, chosen.backward_workspace_bytes);
-  });
+  py::class_<Plan>(m, "Plan", py::module_local())
+      .def_property_readonly("workspace_bytes",
+                             [](const Plan& plan) { return plan.workspace.bytes(); });
+  m.def(
+      "plan",
+      [](const Problem& problem, bool forward, bool aligned, const std::string& strategy,
+         const std::vector<int64_t>& limits, int group, int lag, int blocks) {
+        const DeviceLimits device{static_cast<int>(limits[0]), static_cast<int>(limits[1]),
+                                  limits[2], limits[3], static_cast<int>(limits[4])};
+        return plan(problem, forward ? Direction::forward : Direction::backward, aligned, device,
+                    forced(strategy, group, lag, blocks));
+      },
+      "As _core.plan.");
+  m.def("tickets", &tickets);
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("start_recording", &start_recording,

@@ -194,7 +194,8 @@ struct Recording {
                       : cell.launch_read > 0                ? traffic.read_again
                                                             : traffic.first_read;
       sum += element;
-      if (&sum != &traffic.read_repeatedly) now += element;
+      const bool had = access == Access::read && cell.written.epoch >= launch_start && launch_start;
+      if (&sum != &traffic.read_repeatedly && !had) now += element;
       if (access == Access::read) cell.launch_read = static_cast<uint32_t>(launches.size());
     }
     traffic.sectors += units(request, bytes, kSector).size();

@@ -1,59 +1,16 @@
-// Integer division and sums across threads.
+// Sums, in a fixed order. A multiplication and an addition are fused where the code says so and
+// nowhere else: it is compiled with -fmad=false, so that the bits are the same in every kernel.
 #pragma once
 
-#include "activation.h"
+#include <cmath>
+
 #include "platform.cuh"
+#include "tiling.h"
 
 namespace seblock::cuda {
 
-constexpr int kWarp = 32;
-
-SEBLOCK_HOST_DEVICE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct DivMod {
-  int64_t quotient;
-  int64_t remainder;
-};
-
-// Division by a number known at launch, for any 64-bit value: one multiplication by 2^64 / divisor
-// gives the quotient or one less. The hardware has no integer division: `/` on 64 bits is a
-// subroutine call, which also makes the compiler spill registers around it.
-class Divisor {
- public:
-  explicit Divisor(int64_t divisor)
-      : divisor_(static_cast<uint64_t>(divisor)), reciprocal_(~uint64_t{0} / divisor_) {}
-
-  SEBLOCK_DEVICE DivMod divide(int64_t value) const {
-    uint64_t quotient = multiply_high(static_cast<uint64_t>(value), reciprocal_);
-    uint64_t remainder = static_cast<uint64_t>(value) - quotient * divisor_;
-    if (remainder >= divisor_) {
-      ++quotient;
-      remainder -= divisor_;
-    }
-    return {static_cast<int64_t>(quotient), static_cast<int64_t>(remainder)};
-  }
-  SEBLOCK_DEVICE int64_t divisor() const { return static_cast<int64_t>(divisor_); }
-
- private:
-  uint64_t divisor_;
-  uint64_t reciprocal_;
-};
-
-// The same for values below 2^31; the quotient only.
-class Divisor32 {
- public:
-  explicit Divisor32(int64_t divisor)
-      : divisor_(static_cast<uint32_t>(divisor)), reciprocal_(~uint32_t{0} / divisor_) {}
-
-  SEBLOCK_DEVICE uint32_t divide(uint32_t value) const {
-    const uint32_t quotient = multiply_high(value, reciprocal_);
-    return value - quotient * divisor_ >= divisor_ ? quotient + 1 : quotient;
-  }
-
- private:
-  uint32_t divisor_;
-  uint32_t reciprocal_;
-};
+SEBLOCK_DEVICE float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+SEBLOCK_DEVICE double fused_multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 // Sum over aligned groups of `lanes` neighbouring threads of a warp, lanes a power of two up to 32.
 // Every thread of the warp must call; every thread of the group gets the sum.
@@ -63,18 +20,45 @@ SEBLOCK_DEVICE T group_sum(T value, int lanes) {
   return value;
 }
 
-// Sum over the block. Every thread must call; thread 0 gets the sum. `scratch` holds one T per warp
-// and may be reused after the next sync_threads().
-template <typename T>
-SEBLOCK_DEVICE T block_sum(T value, Shared<T> scratch) {
-  value = group_sum(value, kWarp);
-  if (thread_index() % kWarp == 0) scratch[thread_index() / kWarp] = value;
-  sync_threads();
-  T sum = 0;
-  if (thread_index() == 0) {
-    for (int warp = 0; warp < kBlockThreads / kWarp; ++warp) sum += scratch[warp];
+// The sum of at(0) ... at(count - 1): part i goes to chain i mod 8, the chains are added in order.
+// Eight loads are in flight, whatever `count` is.
+template <typename acc_t, typename At>
+SEBLOCK_DEVICE acc_t sum_in_chains(int count, const At& at) {
+  constexpr int kChains = 8;
+  if (count == 1) return at(0);
+  acc_t chain[kChains] = {};
+#pragma unroll 1
+  for (int first = 0; first < count; first += kChains) {
+    acc_t part[kChains];
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) part[i] = first + i < count ? acc_t(at(first + i)) : acc_t(0);
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) chain[i] += part[i];
   }
-  return sum;
+#pragma unroll
+  for (int i = 1; i < kChains; ++i) chain[0] += chain[i];
+  return chain[0];
 }
+
+// The sum of a few values, neighbours first.
+template <typename acc_t, int kCount>
+SEBLOCK_DEVICE acc_t pairwise_sum(const acc_t (&in)[kCount]) {
+  acc_t sum[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] = in[i];
+#pragma unroll
+  for (int step = 1; step < kCount; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2 * step) sum[i] += sum[i + step];
+  }
+  return sum[0];
+}
+
+// 16 bytes of sums in shared memory, moved together.
+template <typename acc_t>
+struct alignas(16) Quad {
+  static constexpr int kCount = 16 / static_cast<int>(sizeof(acc_t));
+  acc_t value[kCount];
+};
 
 }  // namespace seblock::cuda

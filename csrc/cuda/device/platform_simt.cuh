@@ -4,10 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "plan.h"
 #include "simt.h"
+#include "tiling.h"
 
-#define SEBLOCK_KERNEL void
 #define SEBLOCK_KERNEL_OF(blocks) void
 #define SEBLOCK_DEVICE inline __attribute__((always_inline))
 
@@ -23,18 +22,15 @@ T shuffle_xor(T value, int lane_mask) {
   return simt::shuffle_xor(value, lane_mask);
 }
 
-inline uint64_t multiply_high(uint64_t a, uint64_t b) {
-  __extension__ using uint128 = unsigned __int128;
-  return static_cast<uint64_t>(static_cast<uint128>(a) * b >> 64);
-}
-
-inline uint32_t multiply_high(uint32_t a, uint32_t b) {
-  return static_cast<uint32_t>(uint64_t{a} * b >> 32);
-}
-
 // Counters. A fiber runs until it waits, so these need no atomic instructions; the recording hears
 // of release and acquire only.
 inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
+inline uint32_t arrive(uint32_t* counter) {
+  simt::access(counter, sizeof *counter, simt::Access::release);
+  const uint32_t before = (*counter)++;
+  simt::access(counter, sizeof *counter, simt::Access::acquire);
+  return before;
+}
 inline void publish(uint32_t* counter) {
   simt::access(counter, sizeof *counter, simt::Access::release);
   ++*counter;
@@ -43,6 +39,13 @@ inline void await(uint32_t* counter, uint32_t count) {
   while (*static_cast<volatile uint32_t*>(counter) < count) simt::spin();
   simt::access(counter, sizeof *counter, simt::Access::acquire);
 }
+
+template <typename T>
+SEBLOCK_DEVICE T* in_register(T* pointer) {
+  return pointer;
+}
+inline void await_launch_before() {}
+inline void let_next_launch_begin() {}
 
 template <typename T>
 SEBLOCK_DEVICE T load_streaming(const T* address) {
@@ -104,10 +107,15 @@ inline void clear(uint32_t* counters, size_t bytes, void* /*stream*/) {
 
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, size_t shared_bytes,
-            void* /*stream*/, const Params& params) {
+            void* /*stream*/, const Params& params, bool /*overlap*/ = false) {
   simt::launch(
       {name, static_cast<unsigned>(blocks), static_cast<unsigned>(kBlockThreads), shared_bytes},
       [&] { kernel(params); });
+}
+
+template <typename Params>
+int blocks_per_multiprocessor(void (*)(Params), size_t) {
+  return 1;
 }
 
 }  // namespace seblock::cuda
