@@ -106,9 +106,11 @@ void check_saved(const Tensor& tensor, int64_t width, const Shape& shape, const 
           "pooled, z1 and gate must be what se_forward returned");
 }
 
-void check_mask(const Tensor& mask, const Problem& problem, const Tensor& x) {
-  require(mask.scalar_type() == ScalarType::Byte && mask.numel() == mask_bytes(problem) &&
-              mask.is_contiguous() && mask.device() == x.device(),
+void check_mask(const OptionalTensor& mask, const Problem& problem, const Tensor& x) {
+  require(mask.has_value() == (problem.tail == Tail::add_relu) &&
+              (!mask || (mask->scalar_type() == ScalarType::Byte &&
+                         mask->numel() == mask_bytes(problem) && mask->is_contiguous() &&
+                         mask->device() == x.device())),
           "mask must be what se_forward returned");
 }
 

@@ -140,7 +140,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_forward(
   OptionalTensor residual;
   if (shortcut) residual = in_layout(layout, *shortcut);
   Tensor y = empty_like(x, dtype);
-  Tensor mask = empty_bytes(mask_bytes(problem), x);
+  Tensor mask;  // what is not there is None in Python
+  if (problem.tail == Tail::add_relu) mask = empty_bytes(mask_bytes(problem), x);
   Tensor pooled = empty_matrix(shape.n, shape.c, acc, x);
   Tensor z1 = empty_matrix(shape.n, shape.r, acc, x);
   Tensor gate = empty_matrix(shape.n, shape.c, acc, x);
@@ -149,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> se_forward(
                        x.const_data_ptr(),
                        residual ? residual->const_data_ptr() : nullptr,
                        y.mutable_data_ptr(),
-                       problem.tail == Tail::add_relu ? mask.mutable_data_ptr() : nullptr,
+                       data_of(mask),
                        pooled.mutable_data_ptr(),
                        z1.mutable_data_ptr(),
                        gate.mutable_data_ptr(),
@@ -162,7 +163,8 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(
     const Tensor& output_gradient, const Tensor& input, const Tensor& reduce_weight,
     const Tensor& expand_weight, const Tensor& pooled, const Tensor& z1, const Tensor& gate,
-    const Tensor& mask, int64_t activation, int64_t gate_function, int64_t tail) {
+    const OptionalTensor& mask, bool with_reduce_bias, bool with_expand_bias, int64_t activation,
+    int64_t gate_function, int64_t tail) {
   Shape shape = check_input(input);
   const Parameters parameters(input, shape, reduce_weight, expand_weight);
   const Layout layout = layout_of(input);
@@ -181,25 +183,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(
   const Tensor dy = in_layout(layout, output_gradient);
   const bool masked = problem.tail == Tail::add_relu;  // else the residual's gradient is dy itself
   Tensor dx = empty_like(x, dtype);
-  Tensor dresidual = masked ? empty_like(x, dtype) : empty_vector(0, dtype, x);
+  Tensor dresidual, dreduce_bias, dexpand_bias;
+  if (masked) dresidual = empty_like(x, dtype);
   Tensor dreduce = parameters.empty_like_reduce();
   Tensor dexpand = parameters.empty_like_expand();
-  Tensor dreduce_bias = empty_vector(shape.r, weight_dtype, x);
-  Tensor dexpand_bias = empty_vector(shape.c, weight_dtype, x);
+  if (with_reduce_bias) dreduce_bias = empty_vector(shape.r, weight_dtype, x);
+  if (with_expand_bias) dexpand_bias = empty_vector(shape.c, weight_dtype, x);
   BackwardParams params{problem,
                         parameters.weights(),
                         dy.const_data_ptr(),
                         x.const_data_ptr(),
-                        masked ? mask.const_data_ptr() : nullptr,
+                        masked ? mask->const_data_ptr() : nullptr,
                         pooled.const_data_ptr(),
                         z1.const_data_ptr(),
                         gate.const_data_ptr(),
                         dx.mutable_data_ptr(),
-                        masked ? dresidual.mutable_data_ptr() : nullptr,
+                        data_of(dresidual),
                         dreduce.mutable_data_ptr(),
                         dexpand.mutable_data_ptr(),
-                        dreduce_bias.mutable_data_ptr(),
-                        dexpand_bias.mutable_data_ptr(),
+                        data_of(dreduce_bias),
+                        data_of(dexpand_bias),
                         nullptr};
   Backend::run(params, x);
   return {dx, dreduce, dexpand, dreduce_bias, dexpand_bias, dresidual};
@@ -213,15 +216,16 @@ std::string cpu_capability() { return cpu::capability(); }
 STABLE_TORCH_LIBRARY(seblock_cuda, m) {
   m.def("cpu_capability() -> str");
   m.def("cuda_problem() -> str");  // why no device can run the CUDA kernels, if that is so
-  // -> y, pooled, z1, gate, mask
+  // -> y, pooled, z1, gate, mask; mask: None but with a ReLU
   m.def(
       "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, "
       "Tensor? expand_bias, Tensor? residual, int activation, int gate, int tail) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // -> dx, dW1, dW2, db1, db2, dresidual
+  // -> dx, dW1, dW2, db1, db2, dresidual; None: a bias that is not asked for, dresidual without a mask
   m.def(
       "se_backward(Tensor dy, Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor pooled, "
-      "Tensor z1, Tensor gates, Tensor mask, int activation, int gate, int tail) "
+      "Tensor z1, Tensor gates, Tensor? mask, bool reduce_bias, bool expand_bias, int activation, "
+      "int gate, int tail) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

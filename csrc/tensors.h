@@ -133,6 +133,8 @@ Tensor empty_matrix(int64_t height, int64_t width, DType dtype, const Tensor& li
   return empty(2, sizes.data(), strides.data(), torch_dtype_of(dtype), like);
 }
 
+void* data_of(Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
+
 constexpr int64_t kMaxDims = 5;
 using Strides = std::array<int64_t, kMaxDims>;
 

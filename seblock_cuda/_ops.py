@@ -250,12 +250,12 @@ def _fake_forward(
     activation: int,
     gate: int,
     tail: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     check_arguments(x, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
     acc = accumulation_dtype(x.dtype)
     n, c, r = x.shape[0], x.shape[1], reduce_weight.shape[0]
     y = _output_like(x)
-    mask = x.new_empty(mask_bytes(x) if tail == TAIL_ADD_RELU else 0, dtype=torch.uint8)
+    mask = x.new_empty(mask_bytes(x), dtype=torch.uint8) if tail == TAIL_ADD_RELU else None
     pooled, z1, gates = (x.new_empty(n, width, dtype=acc) for width in (c, r, c))
     return y, pooled, z1, gates, mask
 
@@ -268,19 +268,22 @@ def _fake_backward(
     pooled: Tensor,
     z1: Tensor,
     gates: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
+    reduce_bias: bool,
+    expand_bias: bool,
     activation: int,
     gate: int,
     tail: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     r, c = reduce_weight.shape[:2]
     weights = torch.promote_types(reduce_weight.dtype, expand_weight.dtype)
     dx = _output_like(x)
-    dresidual = _output_like(x) if tail == TAIL_ADD_RELU else x.new_empty(0)
+    dresidual = _output_like(x) if tail == TAIL_ADD_RELU else None
     dreduce = reduce_weight.new_empty(reduce_weight.shape, dtype=weights)
     dexpand = expand_weight.new_empty(expand_weight.shape, dtype=weights)
-    dbiases = (reduce_weight.new_empty(width, dtype=weights) for width in (r, c))
-    return dx, dreduce, dexpand, *dbiases, dresidual  # type: ignore[return-value]
+    dreduce_bias = reduce_weight.new_empty(r, dtype=weights) if reduce_bias else None
+    dexpand_bias = reduce_weight.new_empty(c, dtype=weights) if expand_bias else None
+    return dx, dreduce, dexpand, dreduce_bias, dexpand_bias, dresidual
 
 
 def _allocate(fake: Callable[..., Any], arguments: tuple[Any, ...], missing: int) -> None:

@@ -66,12 +66,11 @@ class SEBlockFunction(torch.autograd.Function):
                 dy = dresidual = torch.where(_ops.unpack_mask(saved[-1], x), dy, 0.0)
             gradients = reference.backward(dy, x, *weights, *biases, *ctx.names)[:5]
         else:
-            *gradients, masked_dy = _ops.se_backward(dy, x, *weights, *saved, *ctx.codes)
+            wanted = ctx.needs_input_grad[3:5]  # the biases'
+            *gradients, masked_dy = _ops.se_backward(dy, x, *weights, *saved, *wanted, *ctx.codes)
             if tail == _ops.TAIL_ADD_RELU:
                 dresidual = masked_dy
-        dx, dreduce, dexpand, *dbiases = gradients
-        given = (None if b is None else db for b, db in zip(biases, dbiases))
-        return (dx, dreduce, dexpand, *given, dresidual, None, None, None)
+        return (*gradients, dresidual, None, None, None)
 
 
 _apply = cast("Callable[..., Tensor]", SEBlockFunction.apply)

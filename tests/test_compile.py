@@ -55,7 +55,9 @@ def test_opcheck_backward(index: int, requires_grad: bool, device: str) -> None:
         for tensor in (torch.randn_like(y), x, *parameters[:2])
         if tensor is not None
     ]
-    torch.library.opcheck(torch.ops.seblock_cuda.se_backward, (*given, *saved, 1, 0, 0))
+    torch.library.opcheck(
+        torch.ops.seblock_cuda.se_backward, (*given, *saved, True, False, 1, 0, 0)
+    )
 
 
 class Network(nn.Module):

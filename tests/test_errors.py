@@ -208,7 +208,7 @@ def test_backward_op_refuses_what_forward_did_not_make() -> None:
     given = list(arguments().values())
     x, weights = given[0], given[1:3]
     y, pooled, z1, gate, mask = op.se_forward(*given, x, 0, 0, 2)
-    op.se_backward(y, x, *weights, pooled, z1, gate, mask, 0, 0, 2)
+    op.se_backward(y, x, *weights, pooled, z1, gate, mask, True, True, 0, 0, 2)
     for bad in (
         (y[:4], x, *weights, pooled, z1, gate, mask),
         (y.double(), x, *weights, pooled, z1, gate, mask),
@@ -217,9 +217,10 @@ def test_backward_op_refuses_what_forward_did_not_make() -> None:
         (y, x, *weights, pooled, z1, gate.t(), mask),
         (y, x, *weights, pooled, z1, gate, mask[1:]),
         (y, x, *weights, pooled, z1, gate, mask.bool()),
+        (y, x, *weights, pooled, z1, gate, None),
     ):
         with pytest.raises(RuntimeError, match="seblock_cuda"):
-            op.se_backward(*bad, 0, 0, 2)
+            op.se_backward(*bad, True, True, 0, 0, 2)
 
 
 @pytest.mark.parametrize("channels, ration", [(64, 0.001), (3, 1 / 16), (64, 0.0), (64, -0.5)])

@@ -8,9 +8,9 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seblock_cuda import squeeze_excitation
+from seblock_cuda import _ops, squeeze_excitation
 from tests import cases
 from tests.test_layout import VIEWS
 from tests.test_nonfinite import VALUES
@@ -55,37 +55,37 @@ def forward_op(problem: cases.Problem, tail: str) -> tuple[Tensor, ...]:
     return tuple(OP.se_forward(problem.x, *problem.parameters, problem.residual, *codes))
 
 
-def in_memory_order(tensor: Tensor, layout: str) -> Tensor:
-    return tensor.flatten() if layout == "nchw" else tensor.movedim(1, -1).flatten()
-
-
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("shape", cases.SHAPES)
 def test_the_mask_is_a_bit_per_element(
     shape: str, layout: str, dtype: torch.dtype, device: str
 ) -> None:
-    """Bit i of byte v: whether y's element v * L + i, in memory order, is not <= 0."""
+    """Whether y's element is not <= 0, and no more bytes than it takes."""
     problem = cases.make_problem(cases.SHAPES[shape], dtype, layout, tail="add_relu", device=device)
     y, *saved, mask = forward_op(problem, "add_relu")
-    passes = in_memory_order(~(y <= 0), layout).cpu()
-    per_byte = 16 // dtype.itemsize
-    padded = nn.functional.pad(passes, (0, -len(passes) % per_byte)).reshape(-1, per_byte)
-    assert torch.equal(mask.cpu(), (padded * 2 ** torch.arange(per_byte)).sum(1).to(torch.uint8))
+    assert mask.numel() == _ops.mask_bytes(problem.x)
+    assert torch.equal(_ops.unpack_mask(mask, problem.x), ~(y <= 0))
 
     weights = problem.parameters[:2]
-    dresidual = OP.se_backward(problem.dy, problem.x, *weights, *saved, mask, 0, 0, 2)[-1]
+    dresidual = OP.se_backward(problem.dy, problem.x, *weights, *saved, mask, True, True, 0, 0, 2)[
+        -1
+    ]
     assert dresidual.stride() == problem.x.stride()
     assert torch.equal(dresidual, torch.where(y <= 0, 0, problem.dy))
 
 
-def test_without_a_relu_there_is_no_mask(device: str) -> None:
-    problem = cases.make_problem(cases.SHAPES["even"], tail="add", device=device)
+@pytest.mark.parametrize("biases", [(False, False), (True, False), (False, True)])
+def test_what_is_not_needed_is_not_there(biases: tuple[bool, bool], device: str) -> None:
+    """No mask and no gradient of the residual without a ReLU, no gradient of a bias unasked."""
+    problem = cases.make_problem(cases.SHAPES["even"], tail="add", bias=True, device=device)
     *saved, mask = forward_op(problem, "add")[1:]
-    assert mask.numel() == 0
+    assert mask is None
     weights = problem.parameters[:2]
-    dresidual = OP.se_backward(problem.dy, problem.x, *weights, *saved, mask, 0, 0, 1)[-1]
-    assert dresidual.numel() == 0
+    given = (problem.dy, problem.x, *weights, *saved, None)
+    *_, dreduce_bias, dexpand_bias, dresidual = OP.se_backward(*given, *biases, 0, 0, 1)
+    assert (dreduce_bias is not None, dexpand_bias is not None) == biases
+    assert dresidual is None
 
 
 def test_signed_zeros_and_ties(device: str) -> None:
@@ -195,4 +195,6 @@ def test_opcheck(layout: str, dtype: torch.dtype, tail: str, device: str) -> Non
     torch.library.opcheck(OP.se_forward, (*given, *codes))
     saved = forward_op(problem, tail)[1:]
     weights = problem.parameters[:2]
-    torch.library.opcheck(OP.se_backward, (problem.dy, problem.x, *weights, *saved, *codes))
+    torch.library.opcheck(
+        OP.se_backward, (problem.dy, problem.x, *weights, *saved, False, True, *codes)
+    )
