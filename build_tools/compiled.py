@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from build_tools import build_folder
-from build_tools.disassembly import Accesses, disassemble
+from build_tools.disassembly import Instruction, accesses_of, disassemble
+from build_tools.inner_loops import ARCHITECTURES, InnerLoop, inner_loops
 from build_tools.report import CompiledFunction, read_reports, spilling
 
 TABLE = Path("docs/compiled.md")
@@ -32,10 +33,21 @@ holds every build against it, so growth shows in review.
 - **With slack**, for the same nvcc release and architectures: registers (8 more, the step in which
   a GPU hands them out), the library's size (a tenth more).
 - **Loads, stores**: instructions on global memory, 128-bit ones of all, fewest to most over the
-  architectures. Code is counted, not execution: a vector kernel moves x by its 128-bit accesses,
-  the others in it are gates, sums and the unrolled loops for the last, incomplete vector of the
-  tensor. `make audit` counts what is executed. The test asks for no fewer 128-bit ones than here.
+  architectures. Code is counted, not execution: a vector kernel (`true`, stream, resident) moves x
+  by its 128-bit accesses, the others in it are gates and sums. `make audit` counts what is
+  executed. The test asks for no fewer 128-bit ones than here.
 - **shared**: static bytes. Dynamic shared memory is asked for at launch: see `make audit`.
+- `Pass<...>` is named after its last part, which says what is written.
+"""
+
+LOOPS_HEAD = """
+## What a vector costs
+
+Instructions for each 16 bytes of x in the stages that walk over it, as strategy split has them;
+`build_tools/inner_loops.py` says how they are counted. A squeeze's are those from a thread's first
+load to where its sums leave it, start and end of its four vectors included; a scale's those from
+store to store. **In flight**: loads of 16 bytes before the first is used. The test asks for no more
+instructions, and no fewer loads in flight.
 """
 
 
@@ -44,11 +56,12 @@ class Kernel:
     """One instantiation, in all architectures."""
 
     source: str  # "forward"
-    name: str  # "scale_kernel<Gated<half>, nchw, 8>"
+    name: str  # "scale_kernel<true, nchw, Gated<half, false>>"
     registers: dict[str, int] = field(default_factory=dict)  # by architecture: "sm_90"
     shared: int = 0  # static bytes, the most
     loads: str = "-"  # "4 of 92-284"
     stores: str = "-"
+    loops: dict[str, dict[str, InnerLoop]] = field(default_factory=dict)  # by path, architecture
 
     @property
     def key(self) -> str:
@@ -56,9 +69,8 @@ class Kernel:
 
     @property
     def is_vector(self) -> bool:
-        """Several elements of x per access: kVec, the last template argument, is above 1."""
-        found = re.search(r", (\d+)>$", self.name)
-        return found is not None and int(found[1]) > 1
+        """Accesses of 16 bytes to x."""
+        return "_kernel<true, " in self.name or self.source in ("stream", "resident")
 
 
 @dataclass
@@ -70,7 +82,7 @@ class Table:
 
 
 def short_names(mangled: Iterable[str]) -> dict[str, str]:
-    """Mangled -> `scale_kernel<Gated<half>, nchw, 8>`, by c++filt."""
+    """Mangled -> `scale_kernel<true, nchw, Gated<half, false>>`, by c++filt."""
     names = sorted(set(mangled))
     output = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
@@ -84,7 +96,7 @@ def shorten(demangled: str) -> str:
     name = re.sub(r"\(seblock::Layout\)(\d+)", lambda found: LAYOUTS[int(found[1])], name)
     name = re.sub(r"\b(seblock|cuda)::", "", name).split("(")[0]
     name = re.sub(r"\b__(nv_)?(half|bfloat16)\b", r"\2", name)
-    return name.replace("> >", ">>")
+    return re.sub(r"Pass<.*, (\w+<[^<>]*>) >", r"\1", name).replace("> >", ">>")
 
 
 def wide_of(text: str) -> int:
@@ -100,20 +112,25 @@ def share(wide: list[int], total: list[int]) -> str:
 
 def collect(
     reports: dict[str, list[CompiledFunction]],
-    machine_code: dict[str, dict[str, dict[str, Accesses]]],
+    machine_code: dict[str, dict[str, dict[str, list[Instruction]]]],
 ) -> list[Kernel]:
     """The kernels of `reports`; `machine_code` is by architecture, object's name, mangled name."""
     functions = [(source, f) for source, report in reports.items() for f in report if f.is_kernel]
     names = short_names(function.name for _, function in functions)
     kernels: dict[tuple[str, str], Kernel] = {}
     for source, function in functions:
-        stem = source.removeprefix("cuda_").removesuffix(".cu")
+        stem = source.removeprefix("cuda_").removeprefix("drivers_").removesuffix(".cu")
         kernel = kernels.setdefault((source, function.name), Kernel(stem, names[function.name]))
         kernel.registers[function.architecture] = function.registers or 0
         kernel.shared = max(kernel.shared, function.shared)
     for (source, mangled), kernel in kernels.items():
-        found = [objects[f"{source}.o"].get(mangled) for objects in machine_code.values()]
-        present = [accesses for accesses in found if accesses is not None]
+        present = []
+        for architecture, objects in machine_code.items():
+            code = objects[f"{source}.o"].get(mangled, [])
+            present += [accesses_of(code)] if code else []
+            if architecture in ARCHITECTURES:
+                for path, loop in inner_loops(kernel.name, code).items():
+                    kernel.loops.setdefault(path, {})[architecture] = loop
         if present:
             kernel.loads = share([a.wide_loads for a in present], [a.loads for a in present])
             kernel.stores = share([a.wide_stores for a in present], [a.stores for a in present])
@@ -150,20 +167,34 @@ def render(table: Table) -> str:
         registers = [str(kernel.registers.get(name, "-")) for name in columns]
         cells = [kernel.source, f"`{kernel.name}`", *registers, str(kernel.shared)]
         lines.append(f"| {' | '.join([*cells, kernel.loads, kernel.stores])} |")
+    heads = [f"in flight {name} | instructions {name}" for name in ARCHITECTURES]
+    lines += [LOOPS_HEAD, f"| kernel | path | {' | '.join(heads)} |"]
+    lines.append(f"|---|---|{'---:|' * 2 * len(ARCHITECTURES)}")
+    for kernel in table.kernels:
+        for path, loops in sorted(kernel.loops.items()):
+            cells = [f"{loops[n].in_flight} | {loops[n].instructions:.0f}" for n in ARCHITECTURES]
+            lines.append(f"| `{kernel.name}` | {path} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def parse(text: str) -> Table:
     """The inverse of `render`."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    totals = {row[0]: row[1] for row in rows if len(row) == 2}
-    columns = next(row for row in rows if row[0] == "source")[2:-3]
-    kernels = []
-    for source, name, *cells in (row for row in rows if len(row) > 2 and row[0] != "source"):
+    heads = [at for at, row in enumerate(rows) if row[0] in ("source", "kernel")]
+    totals = dict(rows[: heads[0]])
+    columns = rows[heads[0]][2:-3]
+    kernels: dict[str, Kernel] = {}
+    for source, name, *cells in rows[heads[0] + 1 : heads[1]]:
         registers = {arch: int(cell) for arch, cell in zip(columns, cells) if cell != "-"}
-        kernels.append(Kernel(source, name.strip("`"), registers, int(cells[-3]), *cells[-2:]))
+        name = name.strip("`")
+        kernels[name] = Kernel(source, name, registers, int(cells[-3]), *cells[-2:])
+    for name, path, *cells in rows[heads[1] + 1 :]:
+        loops = (InnerLoop(int(n), float(i)) for n, i in zip(cells[::2], cells[1::2]))
+        kernels[name.strip("`")].loops[path] = dict(zip(ARCHITECTURES, loops))
     megabytes = float(totals["library"].split()[0])
-    return Table(totals["nvcc"], totals["architectures"].split(), megabytes, kernels)
+    return Table(
+        totals["nvcc"], totals["architectures"].split(), megabytes, list(kernels.values())
+    )
 
 
 def name_differences(table: list[Kernel], built: list[Kernel]) -> list[str]:
@@ -199,9 +230,27 @@ def narrow(table: list[Kernel], built: list[Kernel]) -> list[str]:
         before = old.get(kernel.key, kernel)
         for kind in ("loads", "stores"):
             here, there = wide_of(getattr(kernel, kind)), wide_of(getattr(before, kind))
-            moves_x = kernel.is_vector and (kind == "loads" or kernel.name.startswith("scale_"))
+            moves_x = kernel.is_vector and (kind == "loads" or "squeeze" not in kernel.name)
             if here < max(there, int(moves_x)):
                 found.append(f"{kernel.key}: {here} 128-bit {kind}, {there} in {TABLE}")
+    return found
+
+
+def costlier(table: list[Kernel], built: list[Kernel]) -> list[str]:
+    """Inner loops of more instructions, or with fewer loads in flight, than in the table."""
+    found = []
+    old = {kernel.key: kernel for kernel in table}
+    for kernel in built:
+        for path, loops in kernel.loops.items():
+            for name, loop in loops.items():
+                before = old[kernel.key].loops[path][name]
+                what = f"{kernel.key}, {path}, {name}"
+                if round(loop.instructions) > before.instructions:
+                    cost = f"{loop.instructions:.0f} instructions a vector"
+                    found.append(f"{what}: {cost}, {before.instructions:.0f} in {TABLE}")
+                if loop.in_flight < before.in_flight:
+                    cost = f"{loop.in_flight} loads in flight"
+                    found.append(f"{what}: {cost}, {before.in_flight} in {TABLE}")
     return found
 
 

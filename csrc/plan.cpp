@@ -98,7 +98,7 @@ class Planner {
     out.strategy = strategy;
     out.vectors = problem_.dtype != DType::float64 && aligned_ &&
                   whole_vectors(problem_, tiling_) && shape_.c * shape_.s <= kMax32;
-    out.group = checked("group", forced.group, kMostSamples[static_cast<int>(strategy)],
+    out.group = checked("group", forced.group, most_samples(strategy),
                         strategy == Strategy::split ? split_group() : 1);
     const int64_t groups = ceil_div(shape_.n, out.group);
     if (strategy == Strategy::stream) {
@@ -149,10 +149,15 @@ class Planner {
   // Bytes of x that so many blocks are at.
   static int64_t in_flight(int64_t blocks) { return blocks * kTaskVectors * kAccessBytes; }
 
+  int most_samples(Strategy strategy) const {
+    if (strategy != Strategy::split) return 1;
+    return problem_.dtype == DType::float64 ? kMostSamples / 2 : kMostSamples;  // registers
+  }
+
   // Large enough that the weights are read less often than x, as long as there is a block for every
   // other multiprocessor.
   int split_group() const {
-    int group = kMostSamples[0];
+    int group = most_samples(Strategy::split);
     const int64_t tiles = ceil_div(std::min(shape_.c, shape_.r), 32);
     while (group > 1 && 2 * tiles * ceil_div(shape_.n, group) < limits_.multiprocessors) group /= 2;
     return group;

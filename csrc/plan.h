@@ -71,8 +71,8 @@ struct Forced {
   std::optional<int> blocks = {};
 };
 
-// Samples of a group, at most: by strategy.
-constexpr int kMostSamples[] = {8, 1, 1};
+// Samples of a group of strategy split, at most; of float64 half as many. The others have one.
+constexpr int kMostSamples = 8;
 
 // Shared memory that every stage can do with: strategies stream and resident have it once.
 constexpr int kScratchBytes = 16 * 1024;

@@ -79,6 +79,7 @@ SEBLOCK_DEVICE void let_next_launch_begin() {
 template <typename T>
 SEBLOCK_DEVICE T* in_register(T* pointer) {
   asm("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));  // as it was before
   return pointer;
 }
 

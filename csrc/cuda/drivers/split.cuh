@@ -53,8 +53,9 @@ product_kernel(ProductParams<Stage> p) {
         .run(task.index, task.index + 1);
   };
   if (p.group == 1) return run(std::integral_constant<int, 1>{});
-  if (p.group <= 4) return run(std::integral_constant<int, 4>{});
-  run(std::integral_constant<int, 8>{});
+  if (p.group <= kMostSamples / 2) return run(std::integral_constant<int, kMostSamples / 2>{});
+  if constexpr (sizeof(typename Stage::acc_t) == 4)
+    run(std::integral_constant<int, kMostSamples>{});
 }
 
 template <bool kAligned, Layout kLayout, typename AnyPass>

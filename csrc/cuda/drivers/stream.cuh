@@ -26,16 +26,17 @@ SEBLOCK_KERNEL_OF(4)
 stream_kernel(StreamParams<AnyPass> p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // else the plan refuses
   const auto board = shared_memory<uint32_t>() + kScratchBytes / int{sizeof(uint32_t)};
-  uint32_t next = 0;  // thread 0's: taken while the task before is done
-  if (thread_index() == 0) next = take_ticket(p.next);
+  if (thread_index() == 0) board[0] = take_ticket(p.next);
 #pragma unroll 1
   for (;;) {
     sync_threads();  // what the last task has in shared memory is done with
-    if (thread_index() == 0) board[0] = next;
-    sync_threads();
     const uint32_t number = board[0];
     if (number >= p.tickets.total()) return;
-    if (thread_index() == 0) next = take_ticket(p.next);
+    uint32_t next = 0;  // thread 0's: on its way while the task loads
+    if (thread_index() == 0) next = take_ticket(p.next + thread_index());
+    const auto keep_ticket = [&] {  // behind a barrier: every thread has read the one before
+      if (thread_index() == 0) board[0] = next;
+    };
 
     const AnyPass& pass = p.pass;
     const Tiling& tiling = pass.tiling;
@@ -47,6 +48,7 @@ stream_kernel(StreamParams<AnyPass> p) {
       scale.template run<kLayout>(ticket.task, [&] {
         if (thread_index() == 0) await(p.ready + sample, 1);
         sync_threads();
+        keep_ticket();
       });
       continue;
     }
@@ -55,6 +57,7 @@ stream_kernel(StreamParams<AnyPass> p) {
                                                            sample);
     squeeze.template run<kLayout>(ticket.task);
     sync_threads();
+    keep_ticket();
     if (thread_index() == 0) board[1] = arrive(p.squeezed + sample);
     sync_threads();
     if (board[1] + 1 < static_cast<uint32_t>(tiling.strips)) continue;

@@ -150,15 +150,15 @@ class Product {
   // those before them are used. The lanes' sums are halved five times by exchange.
   SEBLOCK_DEVICE void rows(int first_tile, int end_tile) const {
     constexpr int kRows = kOutputs / kWarps, kStep = kWarp * kTogether;
-    const int thread = thread_index(), lane = thread % kWarp, warp = thread / kWarp;
     const auto width = static_cast<int>(stage_.width());
     const auto height = static_cast<int>(stage_.height());
     const bool together = stage_.matrix.aligned(width);
 #pragma unroll 1
     for (int tile = first_tile; tile < end_tile; ++tile) {
-      const int output = tile * kOutputs + warp * kRows;
+      const int output = tile * kOutputs + thread_index() / kWarp * kRows;
       acc_t sum[kRows][kSamples] = {};
       for_chunks(tile == first_tile, [&](int begin, int count) {
+        const int lane = thread_index() % kWarp;
         typename Weight<scalar_t>::Raw next[kRows] = {};
 #pragma unroll 1
         for (int i = lane * kTogether - kStep; i < count; i += kStep) {
@@ -190,6 +190,7 @@ class Product {
 #pragma unroll
         for (int g = 0; g < kSamples; ++g) flat[k * kSamples + g] = sum[k][g];
       }
+      const int lane = thread_index() % kWarp;
       const int mine = exchange_sums(flat, lane);
       const int row = output + mine / kSamples, g = mine % kSamples;
       constexpr int kCopies = kWarp / (kRows * kSamples);  // lanes that hold the same sum

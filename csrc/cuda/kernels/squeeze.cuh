@@ -310,7 +310,7 @@ class Squeeze {
       const int lead = static_cast<int>(first.begin - first.first * kL);
       for (int i = thread; i < planes; i += kBlockThreads) {
         acc_t sum = 0;
-#pragma unroll 4
+#pragma unroll 8
         for (int j = 0; j < s; ++j) sum += flat[lead + i * s + j];
         sums_.put(0, sample_, begin + i, sum);
       }
