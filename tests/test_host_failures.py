@@ -217,7 +217,7 @@ def test_a_driver_too_old(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.standin(STANDIN_NO_IMAGE="1", STANDIN_CAPABILITY="110")
 def test_kernels_for_another_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python and C++ say the same, each from what it knows."""
+    """Python says what they were built for, C++ for which device they were not."""
     from seblock_cuda import _core
 
     built_for = " ".join(arch.removesuffix("+PTX") for arch in _core.build_info()["architectures"])
@@ -229,7 +229,7 @@ def test_kernels_for_another_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError) as refused:
             run(small())
-        assert f"the kernels were built for {built_for} (" in str(refused.value)
+        assert "11.0, the kernels were not built for it (" in str(refused.value)
         assert "rebuild with TORCH_CUDA_ARCH_LIST=11.0" in str(refused.value)
     assert last_error() == 0
 
@@ -246,4 +246,4 @@ def test_all_devices_are_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CUDA_VISIBLE_DEVICES" in (_ops.cuda_unusable_reason() or "")
     assert "PyTorch sees no CUDA device" in info_screen(capsys)
     x = torch.randn(2, 8, 4, 4)
-    assert "strategy" in str(explain(x, torch.randn(2, 8)))
+    assert "resident" in str(explain(x, torch.randn(2, 8)))

@@ -193,7 +193,7 @@ CASES = [
         SMALL,
         "nchw",
         guards.traffic,
-        "of shared memory, read by",
+        "of shared memory, ",
         ("if (begin > int64_t{strip} * tiling_.planes) sync_threads();", ""),
     ),
     case(
@@ -270,7 +270,7 @@ CASES = [
         WIDE,
         "nchw",
         guards.traffic,
-        "of shared memory, read by",
+        "of shared memory, ",
         ("if (!first_tile || begin > 0) sync_threads();", ""),
     ),
     case(
@@ -413,7 +413,7 @@ CASES = [
         (
             "launch_product(pass.expand, plan, stream);",
             "launch_product(pass.expand, plan, stream);\n"
-            "  launch(decltype(pass.source)::kName, squeeze_kernel<kAligned, kLayout, AnyPass>,\n"
+            "  launch<Squeezing<Source>>(Source::kName, squeeze_kernel<kAligned, kLayout, Source>,\n"
             "         n * pass.tiling.strips, kSqueezeShared, stream, pass);",
         ),
     ),
@@ -514,7 +514,7 @@ CASES = [
         SAMPLES,
         "nchw",
         guards.traffic,
-        "of shared memory, read by",
+        "of shared memory, ",
         ("if (begin > 0) sync_threads();", ""),
     ),
     case(
@@ -573,7 +573,7 @@ CASES = [
         STRIPS,
         "nhwc",
         guards.schedules,
-        "",
+        "other bits in y",
         ("if (board[1] + 1 <", "if (board[1] + 2 <"),
     ),
     case(
@@ -603,7 +603,7 @@ CASES = [
         STRIPS,
         "nchw",
         guards.schedules,
-        "",
+        "other bits in y",
         (
             "    products_of_sample(pass.reduce, pass.expand, sample);\n"
             "    if (thread_index() == 0) publish(p.ready + sample);",
@@ -618,7 +618,7 @@ CASES = [
         STRIPS,
         "nhwc",
         guards.schedules,
-        "",
+        "of workspace, written by thread",
         (
             "squeeze.template run<kLayout>(ticket.task);\n    sync_threads();",
             "squeeze.template run<kLayout>(ticket.task);",
@@ -631,7 +631,7 @@ CASES = [
         STRIPS,
         "nchw",
         guards.schedules,
-        "",
+        "divergence",
         ("await(p.ready + sample, 1);\n        sync_threads();", "await(p.ready + sample, 1);"),
     ),
     case(
@@ -734,8 +734,8 @@ CASES = [
         "drivers/resident.cuh",
         KEPT,
         "nhwc",
-        guards.traffic,
-        "of shared memory, ",
+        guards.values,
+        "y: error",
         (
             "shared_memory<Vector<scalar_t>>() + kScratchBytes / kAccessBytes;",
             "shared_memory<Vector<scalar_t>>();",
@@ -783,7 +783,7 @@ CASES = [
         KEPT,
         "nchw",
         guards.traffic,
-        "",
+        "of shared memory, read by",
         (
             ".run(0, tiles_of(ReduceStage::kOrder, reduce.height()));\n  sync_threads();",
             ".run(0, tiles_of(ReduceStage::kOrder, reduce.height()));",

@@ -27,16 +27,6 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// What nvcc was told to compile for: 750 is 7.5.
-std::string architectures() {
-  std::string text;
-  for (const int number : {__CUDA_ARCH_LIST__}) {
-    text += (text.empty() ? "" : " ") + std::to_string(number / 100) + "." +
-            std::to_string(number % 100 / 10);
-  }
-  return text;
-}
-
 void check_usable(int device) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
@@ -49,7 +39,7 @@ void check_usable(int device) {
       std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
   throw std::runtime_error(
       "seblock_cuda: device " + std::to_string(device) + " has compute capability " + capability +
-      ", the kernels were built for " + architectures() + " (" + cudaGetErrorString(error) +
+      ", the kernels were not built for it (" + cudaGetErrorString(error) +
       "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
 }
 

@@ -310,8 +310,14 @@ class Squeeze {
       const int lead = static_cast<int>(first.begin - first.first * kL);
       for (int i = thread; i < planes; i += kBlockThreads) {
         acc_t sum = 0;
+        if (s % 8 != 0) {
 #pragma unroll 8
-        for (int j = 0; j < s; ++j) sum += flat[lead + i * s + j];
+          for (int j = 0; j < s; ++j) sum += flat[lead + i * s + j];
+        } else {  // planes begin in few banks: their elements are taken in other orders
+          const int swap = i * s / kWarp % 8;
+#pragma unroll 1
+          for (int j = 0; j < s; ++j) sum += flat[i * s + (j ^ swap)];
+        }
         sums_.put(0, sample_, begin + i, sum);
       }
     }
