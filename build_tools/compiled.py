@@ -131,6 +131,8 @@ def collect(
             if architecture in ARCHITECTURES:
                 for path, loop in inner_loops(kernel.name, code).items():
                     kernel.loops.setdefault(path, {})[architecture] = loop
+        # no code at all: an architecture that the kernel is not for
+        present = [a for a in present if a.loads or a.stores] or present
         if present:
             kernel.loads = share([a.wide_loads for a in present], [a.loads for a in present])
             kernel.stores = share([a.wide_stores for a in present], [a.stores for a in present])
@@ -181,20 +183,18 @@ def parse(text: str) -> Table:
     """The inverse of `render`."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     heads = [at for at, row in enumerate(rows) if row[0] in ("source", "kernel")]
-    totals = dict(rows[: heads[0]])
+    totals = dict(row for row in rows[: heads[0]] if len(row) == 2)
     columns = rows[heads[0]][2:-3]
     kernels: dict[str, Kernel] = {}
     for source, name, *cells in rows[heads[0] + 1 : heads[1]]:
         registers = {arch: int(cell) for arch, cell in zip(columns, cells) if cell != "-"}
         name = name.strip("`")
-        kernels[name] = Kernel(source, name, registers, int(cells[-3]), *cells[-2:])
+        kernels[name] = Kernel(source, name, registers, int(cells[-3]), cells[-2], cells[-1])
     for name, path, *cells in rows[heads[1] + 1 :]:
         loops = (InnerLoop(int(n), float(i)) for n, i in zip(cells[::2], cells[1::2]))
         kernels[name.strip("`")].loops[path] = dict(zip(ARCHITECTURES, loops))
     megabytes = float(totals["library"].split()[0])
-    return Table(
-        totals["nvcc"], totals["architectures"].split(), megabytes, list(kernels.values())
-    )
+    return Table(totals["nvcc"], totals["architectures"].split(), megabytes, list(kernels.values()))
 
 
 def name_differences(table: list[Kernel], built: list[Kernel]) -> list[str]:

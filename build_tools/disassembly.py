@@ -46,7 +46,7 @@ class Accesses:
 
 
 def accesses_of(code: Iterable[Instruction]) -> Accesses:
-    """LDG, STG, their generic forms LD and ST, LDGSTS; not LDS, LDL, LDC: shared, local, constant."""
+    """LDG, STG, their generic forms LD and ST, LDGSTS; not LDS, LDL, LDC: not global memory."""
     found = Accesses()
     for instruction in code:
         if instruction.name in ("LDGSTS", "LDG", "LD"):

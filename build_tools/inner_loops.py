@@ -126,4 +126,6 @@ def _scales(code: list[Instruction], planes: bool) -> list[tuple[str, InnerLoop]
         return [("rows", loop) for loop in found]
     found.sort(key=lambda loop: loop.instructions)
     half = len(found) // 2
-    return [("planes of whole vectors" if i < half else "planes", loop) for i, loop in enumerate(found)]
+    return [
+        ("planes of whole vectors" if i < half else "planes", loop) for i, loop in enumerate(found)
+    ]

@@ -413,8 +413,9 @@ CASES = [
         (
             "launch_product(pass.expand, plan, stream);",
             "launch_product(pass.expand, plan, stream);\n"
-            "  launch<Squeezing<Source>>(Source::kName, squeeze_kernel<kAligned, kLayout, Source>,\n"
-            "         n * pass.tiling.strips, kSqueezeShared, stream, pass);",
+            "  launch<Squeezing<Source>>(\n"
+            "      Source::kName, squeeze_kernel<kAligned, kLayout, Source>,\n"
+            "      n * pass.tiling.strips, kSqueezeShared, stream, pass);",
         ),
     ),
     case(

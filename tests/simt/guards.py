@@ -16,7 +16,7 @@ from tests.simt import audit, kernels
 CONFLICTS = {"gradients": 0.0}
 OTHER_CONFLICTS = 2.0
 
-# Of sectors, at least; and where a sector holds the end of a plane or row and the begin of the next.
+# Of sectors, at least; and where one holds the end of a plane or row and the begin of the next.
 EFFICIENCY, EFFICIENCY_WITH_BORDERS = 0.94, 0.92
 
 VECTOR_BYTES = 16
