@@ -137,14 +137,14 @@ def test_the_machine_code(reports: dict[str, list[CompiledFunction]], table: Tab
 
 
 def divisions(machine_code: dict[str, Any]) -> list[str]:
-    """Kernels that walk over x with a subroutine in them, which is how integers are divided."""
+    """Kernels that walk over x with a reciprocal in them, which is how integers are divided."""
     return [
         f"{architecture}: {kernel}"
         for architecture, objects in machine_code.items()
         for code in objects.values()
         for kernel, instructions in code.items()
         if re.search("squeeze_kernel|scale_kernel", kernel)
-        and any(instruction.name == "CALL" for instruction in instructions)
+        and any(instruction.name == "MUFU" for instruction in instructions)
     ]
 
 
@@ -268,8 +268,8 @@ def test_loads_in_flight_and_instructions_are_counted() -> None:
     assert inner_loops("product_kernel<Reduce<half>>", code) == {}
 
 
-def test_a_subroutine_shows() -> None:
-    text = SQUEEZE.replace("SHFL.BFLY PT, R9, R4, 0x10, 0x1f", "CALL.REL.NOINC 0x210")
+def test_a_division_shows() -> None:
+    text = SQUEEZE.replace("SHFL.BFLY PT, R9, R4, 0x10, 0x1f", "MUFU.RCP R2, R3")
     assert not divisions({"sm_90": {"split.o": parse_disassembly(SQUEEZE)}})
     assert divisions({"sm_90": {"split.o": parse_disassembly(text)}}) == ["sm_90: squeeze_kernel"]
 
