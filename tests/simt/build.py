@@ -147,7 +147,7 @@ def _variant(sanitize: str | None) -> tuple[list[str], str]:
     if not sanitize:
         return [*FLAGS, "-O2"], "plain"
     checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    return [*FLAGS, "-O1", *checks], sanitize.replace(",", "-")
+    return [*FLAGS, "-O0", *checks], sanitize.replace(",", "-")
 
 
 def build_selftest(sanitize: str | None = None) -> Path:
