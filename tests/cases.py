@@ -29,8 +29,8 @@ SHAPES = {
     "primes": (3, 13, (5, 11), 7),
     "one": (1, 1, (1, 1), 1),
     "empty": (0, 8, (4, 4), 2),
-    "many samples": (19, 8, (3, 3), 5),  # more than two groups of samples in the excite
-    "wide": (1, 520, (3, 3), 40),  # more than one chunk and several tiles in the excite
+    "many samples": (19, 8, (3, 3), 5),  # more than two groups of samples in the products
+    "wide": (1, 520, (3, 3), 40),  # more than one chunk and several tiles in the products
     "1-D": (2, 12, (37,), 3),
     "3-D": (2, 8, (3, 4, 5), 2),
     "long plane": (1, 3, (71, 73), 2),  # a whole block per plane

@@ -46,7 +46,7 @@ void dispatch_narrow(DType dtype, F&& f) {
   }
 }
 
-// Calls f(Type<weight_t>, Type<acc_t>): the excite never sees the type of x, only that of the sums.
+// Calls f(Type<weight_t>, Type<acc_t>): products never see the type of x, only that of the sums.
 template <typename F>
 void dispatch_weight(DType dtype, DType weight_dtype, F&& f) {
   if (weight_dtype == DType::float32) {
