@@ -7,6 +7,7 @@ is worked out here, after a refusal, so that a call that succeeds does not pay f
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ def check_name(argument: str, name: object, known: Iterable[str | None]) -> None
     known = list(known)
     if name not in known:
         raise ValueError(f"{argument} must be one of {', '.join(map(str, known))}, got {name!r}")
+
+
+def check_channels(argument: str, channels: object) -> None:
+    """Raises TypeError unless `channels` is an int, ValueError unless it is at least 1."""
+    if not isinstance(channels, Integral) or isinstance(channels, bool):
+        raise TypeError(f"{argument} must be an int, got {channels!r}")
+    if channels < 1:
+        raise ValueError(f"{argument} must be at least 1, got {channels}")
 
 
 def check_arguments(

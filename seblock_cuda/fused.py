@@ -118,9 +118,17 @@ def run_fused(layer: FusedSE, plain: Plain, *inputs: Tensor) -> Tensor:
         return layer._call_plain(plain, *inputs)
     if torch._C._is_any_autocast_enabled() and not _fit(operands, *inputs):
         return layer._call_plain(plain, *inputs)
-    if isinstance(x, Tensor) and x.dim() not in layer._recipe.ranks:
-        return layer._call_with_other_rank(plain, operands, *inputs)
-    return layer._call_op(operands, *inputs)
+    try:
+        if isinstance(x, Tensor) and x.dim() not in layer._recipe.ranks:
+            return layer._call_with_other_rank(plain, operands, *inputs)
+        return layer._call_op(operands, *inputs)
+    except ValueError:
+        expected = operands[1].shape[0]
+        if x.dim() > 1 and x.shape[1] != expected:
+            raise ValueError(
+                f"input has {x.shape[1]} channels, this layer expects {expected}: {list(x.shape)}"
+            ) from None
+        raise
 
 
 def _fit(operands: Operands, x: Tensor, *shortcut: Tensor) -> bool:

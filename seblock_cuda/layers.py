@@ -5,12 +5,15 @@ Each is a plain module, with :class:`seblock_cuda.fused.FusedSE` mixed in.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from seblock_cuda.checks import check_channels, check_name
 from seblock_cuda.fused import PLAIN_BLOCK, FusedSE, Operands, Recipe, name_of, run_fused
 from seblock_cuda.intact import Plain, in_place_of
 from seblock_cuda.plain import PlainEffectiveSE, PlainSEResidual, PlainSqueezeExcitation
@@ -25,8 +28,21 @@ class SELayer(FusedSE):
     tell ``[C, H, W]``, which has no batch, from ``[N, C, L]``.
     """
 
-    if TYPE_CHECKING:
-        _channels: int
+    if TYPE_CHECKING:  # TorchScript would read them
+        in_channels: int  # C
+        squeeze_channels: int  # R
+
+    def _describe(self, in_channels: int, squeeze_channels: int, recipe: Recipe) -> None:
+        self.in_channels, self.squeeze_channels = in_channels, squeeze_channels
+        self._read(recipe)
+
+    def reset_parameters(self) -> None:
+        """Draws weights anew, as the constructor does."""
+        for name in self._recipe.projections:
+            getattr(self, name).reset_parameters()
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, squeeze={self.squeeze_channels}, {super().extra_repr()}"
 
     def _call_plain(self, plain: Plain, *inputs: Tensor) -> Tensor:
         x = inputs[0]
@@ -41,7 +57,7 @@ class SELayer(FusedSE):
         return self._call_op(operands, *inputs)
 
     def _has_no_batch(self, x: Tensor) -> bool:
-        c = self._channels
+        c = self.in_channels
         if x.shape[0] == x.shape[1] == c:
             raise ValueError(
                 f"input must say whether it has a batch: {list(x.shape)} may be [C, H, W] or "
@@ -74,8 +90,13 @@ class SEBlock(SELayer, PlainSEBlock):
     Args:
         input_channel: C, the channels of the input.
         ration: the reduction ratio, for example 1/16; the squeeze has ``int(C * ration)`` channels.
+            Both names are those of that block.
+
+    Warns:
+        UserWarning: `ration` is more than 1.
 
     Raises:
+        TypeError: `input_channel` is no int, `ration` no number.
         ValueError: ``int(input_channel * ration)`` is less than 1.
     """
 
@@ -87,15 +108,23 @@ class SEBlock(SELayer, PlainSEBlock):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_channels("input_channel", input_channel)
+        if not isinstance(ration, Real):
+            raise TypeError(f"ration must be a number, such as 1/16, got {ration!r}")
         reduced = int(input_channel * ration)
         if reduced < 1:
             raise ValueError(
                 f"int(input_channel * ration) must be at least 1, got {reduced} "
                 f"from input_channel {input_channel} and ration {ration}"
             )
+        if ration > 1:
+            warnings.warn(
+                f"ration is a fraction, such as 1/16: {ration} makes {reduced} hidden channels for "
+                f"{input_channel}",
+                stacklevel=2,
+            )
         super().__init__(input_channel, ration, device=device, dtype=dtype)
-        self._channels = input_channel
-        self._read(PLAIN_BLOCK)
+        self._describe(input_channel, reduced, PLAIN_BLOCK)
 
     forward = in_place_of(PlainSEBlock.forward, run_fused)
 
@@ -126,7 +155,8 @@ class SqueezeExcitation(SELayer, PlainSqueezeExcitation):
         scale_activation: makes the gate; likewise.
 
     Raises:
-        ValueError: the op has no such activation or gate.
+        TypeError: channels that are no int, an activation or gate that is no class or function.
+        ValueError: fewer than one channel; the op has no such activation or gate.
     """
 
     def __init__(
@@ -139,6 +169,14 @@ class SqueezeExcitation(SELayer, PlainSqueezeExcitation):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_channels("input_channels", input_channels)
+        check_channels("squeeze_channels", squeeze_channels)
+        for argument, maker in (("activation", activation), ("scale_activation", scale_activation)):
+            if not callable(maker) or isinstance(maker, nn.Module):
+                raise TypeError(
+                    f"{argument} must make a module when it is called, as the class nn.ReLU does, "
+                    f"got {maker!r}"
+                )
         super().__init__(
             input_channels,
             squeeze_channels,
@@ -156,8 +194,8 @@ class SqueezeExcitation(SELayer, PlainSqueezeExcitation):
             if name is None:
                 raise ValueError(f"{argument} must compute one of {', '.join(known)}, got {made}")
             names.append(name)
-        self._channels = input_channels
-        self._read(Recipe("fc1", "fc2", names[0], names[1]))
+        recipe = Recipe("fc1", "fc2", names[0], names[1])
+        self._describe(input_channels, squeeze_channels, recipe)
 
     forward = in_place_of(PlainSqueezeExcitation.forward, run_fused)
 
@@ -174,6 +212,10 @@ class EffectiveSE(SELayer, PlainEffectiveSE):
     Args:
         channels: C.
         gate: sigmoid, hardsigmoid or relu.
+
+    Raises:
+        TypeError: `channels` is no int.
+        ValueError: fewer than one channel, an unknown gate.
     """
 
     def __init__(
@@ -184,10 +226,9 @@ class EffectiveSE(SELayer, PlainEffectiveSE):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if gate not in GATES:
-            raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
+        check_channels("channels", channels)
+        check_name("gate", gate, GATES)
         super().__init__(channels, gate, device=device, dtype=dtype)
-        self._channels = channels
-        self._read(Recipe("", "fc", "identity", gate))
+        self._describe(channels, channels, Recipe("", "fc", "identity", gate))
 
     forward = in_place_of(PlainEffectiveSE.forward, run_fused)

@@ -127,7 +127,12 @@ def convert_se_modules(
 
     Returns:
         A report of every SE layer, printable and iterable.
+
+    Raises:
+        TypeError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, which holds the layers, got {model!r}")
     changed: list[nn.Module] = []
     try:
         entries, before = _convert_layers(model, verify, changed)
