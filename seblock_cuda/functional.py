@@ -203,7 +203,7 @@ def _kernels_serve(x: Tensor) -> bool:
     """Whether the op takes x: there are kernels, switched on, and no transform of torch.func is."""
     if not use_fused_se.enabled:
         return False
-    on_device = x.is_cpu or (x.is_cuda and _ops.BUILT_WITH_CUDA)
+    on_device = _ops.load_error is None and (x.is_cpu or (x.is_cuda and _ops.BUILT_WITH_CUDA))
     if torch.compiler.is_compiling():
         return on_device and not torch.onnx.is_in_onnx_export()
     if torch._C._get_tracing_state() is not None:
@@ -211,17 +211,16 @@ def _kernels_serve(x: Tensor) -> bool:
     if not on_device:
         _warn_about_device(x.device.type)
         return False
-    _ops.require()
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 @cache
 def _warn_about_device(device_type: str) -> None:
     """Says once per kind of device that plain PyTorch runs instead of kernels."""
-    if device_type == "cuda":
-        reason = _ops.cuda_unusable_reason()
-    elif device_type == "meta":
+    if device_type == "meta":
         return
+    if _ops.load_error or device_type == "cuda":
+        reason = _ops.load_error or _ops.cuda_unusable_reason()
     else:
         reason = f"there are kernels for cpu and cuda, not for {device_type}"
     warnings.warn(

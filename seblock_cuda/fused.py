@@ -124,7 +124,7 @@ def run_fused(layer: FusedSE, plain: Plain, *inputs: Tensor) -> Tensor:
         return layer._call_op(operands, *inputs)
     except ValueError:
         expected = operands[1].shape[0]
-        if x.dim() > 1 and x.shape[1] != expected:
+        if x.dim() in (3, 4, 5) and x.shape[1] != expected:
             raise ValueError(
                 f"input has {x.shape[1]} channels, this layer expects {expected}: {list(x.shape)}"
             ) from None

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from seblock_cuda import _ops, functional, reference, squeeze_excitation
+from seblock_cuda import _ops, explain, functional, reference, squeeze_excitation
 from tests import cases
 
 
@@ -38,10 +38,21 @@ def test_one_warning_per_kind_of_device() -> None:
     )
 
 
-def test_a_missing_library_is_reported_on_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_library_the_layer_runs_as_plain_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    functional._warn_about_device.cache_clear()
+    x, weights = torch.randn(2, 8, 3, 3), (torch.randn(2, 8), torch.randn(8, 2))
+    expected = squeeze_excitation(x, *weights)
     monkeypatch.setattr(_ops, "load_error", "libseblock_cuda.so was not built")
+    monkeypatch.setattr(_ops, "se_forward", None)
+    with pytest.warns(UserWarning, match=r"plain PyTorch.*libseblock_cuda\.so was not") as seen:
+        for _ in range(2):
+            assert torch.allclose(squeeze_excitation(x, *weights), expected, atol=1e-6)
+    assert len(seen) == 1
+    functional._warn_about_device.cache_clear()
     with pytest.raises(RuntimeError, match=r"has no kernels: libseblock_cuda\.so was not built"):
-        squeeze_excitation(torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(8, 2))
+        explain(x, *weights)  # what cannot do without
 
 
 def test_import_survives_a_broken_library(tmp_path: object) -> None:
@@ -51,13 +62,12 @@ def test_import_survives_a_broken_library(tmp_path: object) -> None:
         "def broken(path): raise OSError('undefined symbol: nonsense')\n"
         "torch.ops.load_library = broken\n"
         "import seblock_cuda\n"
-        "try:\n"
-        "    seblock_cuda.SEBlock(8, 0.5)(torch.randn(1, 8, 2, 2))\n"
-        "except RuntimeError as error:\n"
-        "    print(error)\n"
+        "x = torch.randn(1, 8, 2, 2, requires_grad=True)\n"
+        "seblock_cuda.SEBlock(8, 0.5)(x).sum().backward()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "does not fit this PyTorch" in done.stdout and "nonsense" in done.stdout
+    assert "plain PyTorch" in done.stderr and "does not fit this PyTorch" in done.stderr
+    assert "nonsense" in done.stderr
 
 
 @pytest.mark.parametrize(
