@@ -144,6 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if ranks.first:
             print(problem, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if ranks.first:
+            print("\ninterrupted", file=sys.stderr)
+        return 130
     finally:
         ranks.leave()
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,26 @@ def test_quick_demo_writes_table_and_picture(tmp_path: Path) -> None:
     assert "fused" in run.stdout and "plain" in run.stdout and "CPU, threads: 1" in run.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.rglob("*.*")] == ["demo.png"]
+
+
+def test_an_interrupt_ends_the_demo_in_a_word(tmp_path: Path) -> None:
+    for library in ("sklearn", "matplotlib", "tqdm", "tabulate"):
+        pytest.importorskip(library)
+    package = str(Path(seblock_cuda.__file__).parents[1])
+    demo = subprocess.Popen(
+        [sys.executable, EXAMPLES / "train.py", "--device", "cpu"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": package, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert demo.stdout and demo.stdout.readline()  # it is at work
+    demo.send_signal(signal.SIGINT)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert errors.rstrip().endswith("interrupted") and "Traceback" not in errors
 
 
 def test_networks_start_equal_with_either_layer() -> None:
