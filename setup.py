@@ -3,7 +3,8 @@
 libseblock_cuda.so   the operators: LibTorch stable ABI, CPU kernels, with nvcc the CUDA kernels too
 _core.<abi>.so       the pybind11 module: plan and build info, no tensors
 
-SEBLOCK_WITH_CUDA    auto (default: CUDA if there is an nvcc), 1 (CUDA or an error), 0 (CPU only)
+SEBLOCK_WITH_CUDA    auto (default: CUDA if there is an nvcc; a CUDA build of torch asks for one),
+                     1 (CUDA or an error), 0 (CPU only)
 SEBLOCK_NVCC         the nvcc to use; else CUDA_HOME, pip's toolkit, PATH, /usr/local/cuda
 TORCH_CUDA_ARCH_LIST "8.0;9.0+PTX"; no GPU is asked, so none has to be there
 MAX_JOBS             compilers at a time
@@ -25,8 +26,12 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if [int(number) for number in re.findall(r"\d+", setuptools.__version__)[:2]] < [70, 1]:
+    sys.exit(f'error: setuptools is {setuptools.__version__}: pip install "setuptools>=70.1"')
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # an isolated build does not have it
@@ -34,7 +39,7 @@ sys.path.insert(0, str(ROOT))  # an isolated build does not have it
 from build_tools import BuildError, available_memory, build_folder, job_count  # noqa: E402
 from build_tools.architectures import choose_architectures, gencode_flags  # noqa: E402
 from build_tools.ninja_file import NinjaFile, write_if_changed  # noqa: E402
-from build_tools.toolkit import Toolkit, choose_toolkit  # noqa: E402
+from build_tools.toolkit import Toolkit, choose_toolkit, mismatch  # noqa: E402
 
 # ---------------------------------------------------------------------------------- what is built
 
@@ -72,11 +77,21 @@ class Tools:
     ninja: str
     torch: Path  # the package folder
     torch_version: str
+    torch_cuda: str | None  # the CUDA that torch was built with
     toolkit: Toolkit | None
     architectures: list[str] = field(default_factory=list)
 
 
 def find_tools() -> Tools:
+    if sys.platform != "linux":
+        raise BuildError(
+            f"the kernels are built on Linux only, this is {sys.platform}; without them the "
+            "package runs as plain PyTorch: put its folder on PYTHONPATH"
+        )
+    if not os.access(ROOT, os.W_OK):
+        raise BuildError(
+            f"{ROOT} cannot be written, and the build needs its folder build/: copy it"
+        )
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     cxx = next((name for name in names if shutil.which(shlex.split(name)[0])), None)
     if cxx is None:
@@ -105,8 +120,13 @@ def find_tools() -> Tools:
 
     # torch is located, not imported: importing takes seconds, and nothing here has to run it
     torch = Path(str(importlib.util.find_spec("torch").origin)).parent
-    version = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
+    facts = (torch / "version.py").read_text()
+    version, cuda, hip = (
+        re.search(rf"^{name}\b.*= '([^']+)'", facts, re.M)
+        for name in ("__version__", "cuda", "hip")
+    )
     torch_version = version[1] if version else "0"
+    torch_cuda = cuda[1] if cuda else None
     if [int(number) for number in re.findall(r"\d+", torch_version)[:2]] < [2, 10]:
         raise BuildError(f"torch must be 2.10 or newer, got {torch_version} in {torch}")
 
@@ -114,8 +134,13 @@ def find_tools() -> Tools:
         Path(folder)
         for folder in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), torch.parent)
     )
-    toolkit = choose_toolkit(os.environ, site_packages)
-    tools = Tools(cxx, banner.stdout.splitlines()[0], ninja, torch, torch_version, toolkit)
+    if hip:
+        print("seblock_cuda: AMD GPUs are not supported: CPU kernels, and plain PyTorch on the GPU")
+    toolkit = None if hip else choose_toolkit(os.environ, site_packages, torch_cuda)
+    if warning := mismatch(toolkit, torch_cuda):
+        print(f"seblock_cuda: {warning}", file=sys.stderr)
+    compiler = banner.stdout.splitlines()[0]
+    tools = Tools(cxx, compiler, ninja, torch, torch_version, torch_cuda, toolkit)
     if toolkit is not None:
         listing = subprocess.run([toolkit.nvcc, "--list-gpu-arch"], capture_output=True, text=True)
         tools.architectures = choose_architectures(os.environ, listing.stdout.split())

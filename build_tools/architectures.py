@@ -14,6 +14,7 @@ DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0;12.0+PTX"
 SOURCES = (75, 80, 90)
 
 _ARCHITECTURE_NAMES = {
+    "all": DEFAULT_ARCHITECTURES.removesuffix("+PTX"),
     "turing": "7.5",
     "ampere": "8.0;8.6",
     "ada": "8.9",
@@ -29,6 +30,11 @@ def parse_arch_list(text: str) -> list[str]:
         if not word:
             continue
         base, plus, suffix = word.partition("+")
+        if base.lower() == "native":
+            raise BuildError(
+                "TORCH_CUDA_ARCH_LIST: no GPU is asked; name its architecture instead of native, "
+                "as torch.cuda.get_device_capability() tells it: 9.0"
+            )
         base = _ARCHITECTURE_NAMES.get(base.lower(), base)
         numbers = base.split(";")
         if (plus and suffix.upper() != "PTX") or not all(

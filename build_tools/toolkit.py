@@ -98,19 +98,41 @@ def find_nvcc(
     return None, tried
 
 
-def choose_toolkit(environ: Mapping[str, str], site_packages: Iterable[Path]) -> Toolkit | None:
-    """The toolkit to build with by `SEBLOCK_WITH_CUDA` = auto | 1 | 0, or None for a CPU build."""
+def choose_toolkit(
+    environ: Mapping[str, str], site_packages: Iterable[Path], torch_cuda: str | None = None
+) -> Toolkit | None:
+    """The toolkit to build with by `SEBLOCK_WITH_CUDA` = auto | 1 | 0, or None for a CPU build.
+
+    `torch_cuda`: the CUDA that torch was built with, "13.0"; None: a CPU build. With a CUDA build
+    of torch nobody wants a library without CUDA kernels, unless they say so.
+    """
     wanted = environ.get("SEBLOCK_WITH_CUDA", "auto").strip().lower() or "auto"
     if wanted not in ("auto", "1", "0"):
         raise BuildError(f"SEBLOCK_WITH_CUDA must be auto, 1 or 0, got {wanted!r}")
     if wanted == "0":
         return None
     toolkit, tried = find_nvcc(environ, site_packages)
-    if toolkit is None and wanted == "1":
+    if toolkit is None and (wanted == "1" or torch_cuda):
+        why = "SEBLOCK_WITH_CUDA=1" if wanted == "1" else f"torch is a build for CUDA {torch_cuda}"
+        version = f"=={torch_cuda}.*" if torch_cuda else ""
         places = "\n".join(f"  {place}" for place in tried)
         raise BuildError(
-            f"SEBLOCK_WITH_CUDA=1, but there is no usable nvcc. Tried, in this order:\n{places}\n"
-            "Set SEBLOCK_NVCC or CUDA_HOME, or `pip install cuda-toolkit[nvcc,cccl]` in the "
-            "version of torch's CUDA (torch.version.cuda)."
+            f"{why}, but there is no usable nvcc. Two ways on:\n"
+            f'  pip install "cuda-toolkit[nvcc,cccl]{version}"   # or set CUDA_HOME\n'
+            "  SEBLOCK_WITH_CUDA=0 pip install ...   # CPU kernels only\n"
+            f"Tried, in this order:\n{places}"
         )
     return toolkit
+
+
+def mismatch(toolkit: Toolkit | None, torch_cuda: str | None) -> str | None:
+    """What to say where the toolkit is of another CUDA than torch's."""
+    if toolkit is None or torch_cuda is None:
+        return None
+    if toolkit.version.split(".")[0] == torch_cuda.split(".")[0]:
+        return None
+    return (
+        f"nvcc is of CUDA {toolkit.version}, torch of CUDA {torch_cuda}: a driver that is new "
+        f"enough for one may be too old for the other; set SEBLOCK_NVCC or CUDA_HOME to a toolkit "
+        f"of CUDA {torch_cuda.split('.')[0]}"
+    )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,24 @@ if TYPE_CHECKING:
 LIBRARY = Path(__file__).with_name("libseblock_cuda.so")
 
 
+def _installed_elsewhere() -> str:
+    """What to do where the source folder hides an installed copy that has the library."""
+    try:
+        installed = Path(str(distribution("seblock_cuda").locate_file("seblock_cuda")))
+    except PackageNotFoundError:
+        return ""
+    if installed == LIBRARY.parent or not (installed / LIBRARY.name).exists():
+        return ""
+    return (
+        f"; the copy that is installed in {installed} has it, but Python found this source folder "
+        "first: start it in another folder, or build here (`make build`)"
+    )
+
+
 def _load() -> str | None:
     """Loads the library; the reason if that was not possible."""
     if not LIBRARY.exists():
-        return f"{LIBRARY.name} was not built (expected at {LIBRARY})"
+        return f"{LIBRARY.name} was not built (expected at {LIBRARY})" + _installed_elsewhere()
     try:
         torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
         from seblock_cuda import _core  # noqa: F401
@@ -51,7 +66,7 @@ def require() -> None:
 
 
 def _built_with_cuda() -> bool:
-    if load_error:
+    if load_error or torch.version.hip is not None:
         return False
     from seblock_cuda import _core
 
@@ -72,6 +87,8 @@ def cuda_unusable_reason(device: int = 0) -> str | None:
     """Why the CUDA kernels cannot run on `device`, with what to do; None if they can."""
     if load_error:
         return load_error
+    if torch.version.hip is not None:
+        return "AMD GPUs are not supported; plain PyTorch runs there"
     if not BUILT_WITH_CUDA:
         return "built without CUDA: get a CUDA toolkit (nvcc) and rebuild with SEBLOCK_WITH_CUDA=1"
     if torch.version.cuda is None:
@@ -84,6 +101,11 @@ def cuda_unusable_reason(device: int = 0) -> str | None:
 
     architectures: list[str] = _core.build_info()["architectures"]
     capability = torch.cuda.get_device_capability(device)
+    if capability < (7, 5):
+        return (
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}."
+            f"{capability[1]}, the kernels need 7.5: use_fused_se(False) runs plain PyTorch"
+        )
     if not any(_runs_on(architecture, capability) for architecture in architectures):
         have = f"{capability[0]}.{capability[1]}"
         return (

@@ -17,7 +17,7 @@ from build_tools.architectures import (
     parse_arch_list,
 )
 from build_tools.report import parse_compiler_report
-from build_tools.toolkit import Toolkit, choose_toolkit, find_nvcc
+from build_tools.toolkit import Toolkit, choose_toolkit, find_nvcc, mismatch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +29,7 @@ CUDA_12_4 = [f"compute_{number}" for number in (50, 60, 70, 75, 80, 86, 87, 89, 
     ("text", "expected"),
     [
         ("9.0", ["9.0"]),
+        ("All", ["7.5", "8.0", "8.6", "9.0", "10.0", "12.0"]),
         ("8.0;9.0", ["8.0", "9.0"]),
         ("8.0 9.0", ["8.0", "9.0"]),
         (" 8.0, 9.0 ;", ["8.0", "9.0"]),
@@ -221,6 +222,37 @@ def test_with_cuda_1_and_no_nvcc_names_every_place(
         assert place in message
     assert choose_toolkit({**environ, "SEBLOCK_WITH_CUDA": "auto"}, [tmp_path / "site"]) is None
     assert choose_toolkit({**environ, "SEBLOCK_WITH_CUDA": ""}, [tmp_path / "site"]) is None
+
+
+def test_a_cuda_torch_without_an_nvcc_is_told_the_two_ways_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find_nvcc, "__defaults__", (tmp_path / "system",))
+    environ = {"CUDA_HOME": str(tmp_path / "home"), "PATH": ""}
+    with pytest.raises(BuildError) as refused:
+        choose_toolkit(environ, [tmp_path / "site"], "12.8")
+    text = str(refused.value)
+    assert "torch is a build for CUDA 12.8, but there is no usable nvcc" in text
+    assert 'pip install "cuda-toolkit[nvcc,cccl]==12.8.*"' in text
+    assert "SEBLOCK_WITH_CUDA=0 pip install" in text
+    environ["SEBLOCK_WITH_CUDA"] = "0"
+    assert choose_toolkit(environ, [tmp_path / "site"], "12.8") is None
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "warns"), [("13.0", False), ("13.2", False), ("12.8", True), (None, False)]
+)
+def test_a_toolkit_of_another_cuda_than_torchs(torch_cuda: str | None, warns: bool) -> None:
+    toolkit = Toolkit(Path("nvcc"), Path("include"), Path("lib"), "13.0")
+    found = mismatch(toolkit, torch_cuda)
+    assert (found is not None) == warns
+    assert not found or "nvcc is of CUDA 13.0, torch of CUDA 12.8" in found
+    assert mismatch(None, torch_cuda) is None
+
+
+def test_native_is_answered_with_what_to_name() -> None:
+    with pytest.raises(BuildError, match="name its architecture instead of native"):
+        parse_arch_list("native")
 
 
 def test_with_cuda_0_looks_nowhere(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from seblock_cuda import _ops, explain, functional, reference, squeeze_excitation
+from seblock_cuda import _core, _ops, explain, functional, reference, squeeze_excitation
 from tests import cases
 
 
@@ -85,3 +89,52 @@ def test_import_survives_a_broken_library(tmp_path: object) -> None:
 )
 def test_architectures(architecture: str, capability: tuple[int, int], runs: bool) -> None:
     assert _ops._runs_on(architecture, capability) is runs
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "advice"),
+    [
+        ("6.4", (9, 0), "AMD GPUs are not supported; plain PyTorch runs there"),
+        (None, (7, 0), "the kernels need 7.5: use_fused_se(False) runs plain PyTorch"),
+        (None, (9, 9), "rebuild with TORCH_CUDA_ARCH_LIST=9.9"),
+    ],
+)
+def test_advice_for_gpus_that_cannot_run_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, capability: tuple[int, int], advice: str
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_ops, "BUILT_WITH_CUDA", True)
+    monkeypatch.setattr(_core, "build_info", lambda: {"architectures": ["9.0a"]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    fake = SimpleNamespace(cuda_problem=lambda: "")
+    monkeypatch.setattr(torch, "ops", SimpleNamespace(seblock_cuda=fake))
+    assert advice in (_ops.cuda_unusable_reason() or "")
+
+
+def test_a_source_folder_that_hides_an_installed_copy(tmp_path: Path) -> None:
+    """As `pip install .` and then python in the same folder: the copy that has the library."""
+    source = Path(_ops.LIBRARY).parent
+    for name in ("checkout", "site"):
+        ignored = shutil.ignore_patterns("*.so" if name == "checkout" else "", "__pycache__")
+        shutil.copytree(source, tmp_path / name / "seblock_cuda", ignore=ignored)
+    metadata = tmp_path / "site/seblock_cuda-0.1.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: seblock_cuda\nVersion: 0.1\n")
+    code = "import seblock_cuda._ops; print(seblock_cuda._ops.load_error)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    for folder, hidden in (("checkout", True), ("site", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path / folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (done.stdout.strip() != "None") == hidden
+        if hidden:
+            assert f"is installed in {tmp_path / 'site/seblock_cuda'} has it" in done.stdout
+            assert "start it in another folder, or build here (`make build`)" in done.stdout
