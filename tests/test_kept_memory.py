@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -124,3 +125,25 @@ def test_the_system_may_take_back_what_is_kept() -> None:
     before = lazily_freed_mb()
     del y
     assert lazily_freed_mb() - before > 9  # of 10.24
+
+
+@pytest.mark.parametrize("keep", ["0", "1"])
+def test_the_switch(keep: str) -> None:
+    """Without kept memory a result is a tensor of torch's allocator, which can be resized."""
+    code = (
+        "import torch, seblock_cuda\n"
+        "y = seblock_cuda.SEBlock(64, 1 / 4)(torch.randn(8, 64, 64, 32)).detach()\n"
+        "try:\n"
+        "    print(y.untyped_storage().resize_(0).nbytes())\n"
+        "except RuntimeError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SEBLOCK_KEEP_MEMORY": keep},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("refused:" if keep == "1" else "0\n")

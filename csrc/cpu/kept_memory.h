@@ -12,7 +12,7 @@
 namespace seblock::cpu {
 
 // At least `bytes` bytes, not zeroed, at the start of a huge page (2 MB); or null: the caller's
-// usual memory serves small tensors, and systems other than Linux.
+// usual memory serves small tensors, systems other than Linux, and SEBLOCK_KEEP_MEMORY=0.
 void* take_memory(int64_t bytes);
 
 // From take_memory(). Any thread may call either.
