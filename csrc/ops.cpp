@@ -221,7 +221,8 @@ STABLE_TORCH_LIBRARY(seblock_cuda, m) {
       "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, "
       "Tensor? expand_bias, Tensor? residual, int activation, int gate, int tail) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // -> dx, dW1, dW2, db1, db2, dresidual; None: a bias that is not asked for, dresidual without a mask
+  // -> dx, dW1, dW2, db1, db2, dresidual; None: a bias's that is not asked for, dresidual but with
+  // a mask
   m.def(
       "se_backward(Tensor dy, Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor pooled, "
       "Tensor z1, Tensor gates, Tensor? mask, bool reduce_bias, bool expand_bias, int activation, "
