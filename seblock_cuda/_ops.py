@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seblock_cuda.checks import check_arguments, dtype_name
 from seblock_cuda.reference import accumulation_dtype
 
 if TYPE_CHECKING:
     from seblock_cuda._core import DeviceLimits, Plan
+    from seblock_cuda.fused import Operands
 
 LIBRARY = Path(__file__).with_name("libseblock_cuda.so")
 
@@ -150,7 +151,7 @@ class Plans:
 
 def explain(
     input: Tensor,
-    reduce_weight: Tensor,
+    reduce_weight: Tensor | nn.Module,
     expand_weight: Tensor | None = None,
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
@@ -158,7 +159,16 @@ def explain(
     residual: Tensor | None = None,
     residual_activation: str | None = None,
 ) -> Plans:
-    """How the CUDA kernels run these arguments: strategy, launches, bytes moved. Printable.
+    """How the CUDA kernels run these arguments: strategy, launches, bytes moved.
+
+    Args:
+        input: as :func:`seblock_cuda.squeeze_excitation` takes it; ``meta`` tensors do.
+        reduce_weight: likewise, or a layer of this package or a converted one, which has the rest.
+        expand_weight, reduce_bias, expand_bias, residual, residual_activation: likewise.
+
+    Returns:
+        :class:`Plans`: ``forward`` and ``backward``, each a plan with its ``strategy``,
+        ``workspace_bytes`` and ``traffic``; printing it tells them in words.
 
     Takes tensors of any device, also ``meta``: nothing is run. The plans, ``forward`` and
     ``backward``, are those for input's own device if it is a CUDA device, else for an H200.
@@ -167,12 +177,15 @@ def explain(
 
     Raises:
         TypeError, ValueError: as :func:`seblock_cuda.squeeze_excitation` does; ValueError also if
-            the strategy that ``SEBLOCK_STRATEGY`` asks for cannot run these arguments.
+            the strategy that ``SEBLOCK_STRATEGY`` asks for cannot run these arguments, or if the
+            layer runs as plain PyTorch.
         RuntimeError: the op library was not built.
     """
     require()
     from seblock_cuda import _core
 
+    if isinstance(reduce_weight, nn.Module):
+        reduce_weight, expand_weight, reduce_bias, expand_bias = _operands(reduce_weight, input)
     n, c = input.shape[:2]
     r = reduce_weight.shape[0]
     if expand_weight is None:
@@ -195,6 +208,18 @@ def explain(
         plan(_aligned(input) and (residual is None or _aligned(residual)), direction="forward"),
         plan(_aligned(input), direction="backward"),
     )
+
+
+def _operands(layer: nn.Module, input: Tensor) -> Operands:
+    from seblock_cuda.fused import FusedSE, operands_of
+
+    if not isinstance(layer, FusedSE):
+        raise TypeError(f"reduce_weight must be a Tensor or a fused layer, got {layer!r}")
+    operands = operands_of(layer._reading, layer, input)
+    if operands is None:
+        reason = layer._reading.reason(layer)
+        raise ValueError(f"{type(layer).__name__} runs as plain PyTorch: {reason}")
+    return operands
 
 
 def _aligned(tensor: Tensor) -> bool:

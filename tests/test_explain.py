@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from seblock_cuda import explain
+from seblock_cuda import SEBlock, convert_se_modules, explain
+from tests.models import SELayer
 
 
 def test_explain_has_a_plan_for_each_direction() -> None:
@@ -35,3 +37,17 @@ def test_explain_reads_layout_and_address(monkeypatch: pytest.MonkeyPatch) -> No
     assert plans.backward.vectors and plans.strategy is None
     monkeypatch.setenv("SEBLOCK_STRATEGY", "split")
     assert explain(x, weight).strategy == "split"
+
+
+def test_a_layer_is_explained_as_its_weights_are() -> None:
+    x = torch.empty(8, 64, 14, 14)
+    layer = SEBlock(64, 1 / 16)
+    assert repr(explain(x, layer)) == repr(explain(x, layer.reduce.weight, layer.expand.weight))
+    converted = nn.Sequential(SELayer(64, 16))
+    convert_se_modules(converted)
+    assert repr(explain(x, converted[0])) == repr(explain(x, layer))
+    layer.reduce.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="SEBlock runs as plain PyTorch: reduce has hooks"):
+        explain(x, layer)
+    with pytest.raises(TypeError, match="a Tensor or a fused layer, got Linear"):
+        explain(x, nn.Linear(64, 4))
