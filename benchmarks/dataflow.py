@@ -1,0 +1,414 @@
+"""A model of the GPU: how long each strategy takes, without one. benchmarks/predict.py uses it.
+
+No GPU has confirmed it. Blocks step through their tasks as the drivers in csrc/cuda/drivers make
+them, against the bandwidth of the memory and of the L2 and against each multiprocessor's issue
+slots. How tasks are cut is csrc/tiling.h, in which order they are taken csrc/tickets.h, and group,
+lag and blocks are the plan's own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from build_tools import compiled
+from seblock_cuda import _core
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOCK = 1.755e9  # everything below is in cycles of it, and in bytes
+L2_BANDWIDTH = 5.5e12  # reads and writes
+L2_USABLE = 0.6 * 50 * 2**20
+FENCE, FLAG, ATOMIC = 700, 500, 843  # a flag: until a poll sees it; an atomic: there and back
+L2_LATENCY, MEMORY_LATENCY, L1_LATENCY, BARRIER = 270, 600, 40, 30
+STORES_BEHIND = 4e-6 * CLOCK  # stores wait if the memory is further behind than this
+LAUNCH, GAP, OVERLAPPED_GAP = (us * 1e-6 * CLOCK for us in (1.5, 1.0, 0.5))  # a memset: LAUNCH
+BLOCK_START = 400
+ISSUE = 4 * 0.9  # instructions of warps that a multiprocessor starts in a cycle
+WARPS, TASK_VECTORS = 8, 4  # of a block; of a thread and task
+
+# Instructions outside a task's vectors, counted in the sm_90 code of strategy split (bfloat16, no
+# tail): from the entry to the first 16-byte load of the path, or to the branch around the first
+# vector (scale); and behind the last vector, a loop with its turns. (forward, backward) each.
+BEGIN = {
+    ("squeeze", "rows"): (86, 90),
+    ("squeeze", "planes"): (90, 101),
+    ("squeeze", "small planes"): (81, 97),
+    ("scale", "rows"): (125, 132),
+    ("scale", "planes"): (76, 84),
+    ("scale", "planes of whole vectors"): (76, 83),
+}
+ADD_GROUPS, PER_8_GROUPS = 78, 51  # squeeze by rows: of a thread that adds the groups' sums
+PUT_PLANE, PER_SHUFFLE, ADD_CHUNKS = 28, 5, 90  # squeeze by planes
+DECODE, ARRIVE = 60, 28  # stream_kernel, from its loop's head and around the counter
+# Products: of a turn over 128 inputs (rows) or over 2 of a group of threads (columns) as it is
+# executed with aligned bfloat16 weights, by samples of the kernel; around the turns of a tile; of
+# an input that is staged, and for every 8 parts of its sum. The turn: its loop's instructions less
+# the branches that only float32 or unaligned weights take (37 a load).
+TURN = {"rows": {1: 172, 4: 257, 8: 375}, "columns": {1: 103, 4: 130, 8: 174}}
+TILE, INPUT, PER_8_PARTS = 120, 75, 165
+# Loads of weights in a turn, each waited for before the next: bfloat16 is repacked (PRMT) right
+# behind its LDG.E.64.
+LOADS_IN_SERIES = {"rows": 4, "columns": 2}
+GRADIENT_TURN = 4 * 119 + 250  # gradients_kernel: 16 samples
+
+Task = TypeVar("Task")
+Steps = Generator["float | None", None, None]  # of a block: yields when it goes on
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the machine costs; factors shrink a term of the model or take it out."""
+
+    hbm: float  # bytes a cycle
+    l2: float = L2_BANDWIDTH / CLOCK
+    instructions: float = 1.0
+    products: float = 1.0  # latency and instructions of the products
+    series: float = 1.0  # 0: the weights of a turn are loaded together
+    fence: float = 1.0  # fences and atomics
+    gradients: float = 1.0  # instructions of the gradients
+    cycles: float = 1.8  # from one instruction of a warp to its next, if nobody else issues
+
+
+@dataclass
+class Machine:
+    costs: Costs
+    multiprocessors: int
+    now: float = 0.0
+    hbm_free: float = 0.0
+    l2_free: float = 0.0
+    moved: float = 0.0  # bytes, by the memory
+    issue_free: list[float] = field(default_factory=list)
+    events: list[tuple[float, int, Steps]] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.issue_free = [0.0] * self.multiprocessors
+
+    def l2(self, size: float) -> float:
+        self.l2_free = max(self.l2_free, self.now) + size / self.costs.l2
+        return self.l2_free
+
+    def memory(self, size: float) -> float:
+        """When so many bytes are there, without the latency."""
+        self.hbm_free = max(self.hbm_free, self.now) + size / self.costs.hbm
+        self.moved += size
+        return max(self.hbm_free, self.l2(size))
+
+    def again(self, size: float, mark: float) -> float:
+        """The same of what was read when `mark` bytes had been moved: from the L2 what is there."""
+        hit = min(1.0, max(0.0, (1.6 - (self.moved - mark) / L2_USABLE) / 0.8))
+        there = self.l2(size) + L2_LATENCY
+        if hit < 1:
+            self.hbm_free = max(self.hbm_free, self.now) + size * (1 - hit) / self.costs.hbm
+            self.moved += size * (1 - hit)
+            there = max(there, self.hbm_free + MEMORY_LATENCY)
+        return there
+
+    def store(self, size: float) -> float:
+        self.memory(size)
+        return max(self.now, self.hbm_free - STORES_BEHIND)
+
+    def issue(self, sm: int, each: float, more: float = 0.0, latency: float = 0.0) -> float:
+        """When a block is done with `each` instructions a warp and `more` of single warps."""
+        factor = self.costs.instructions
+        total = (WARPS * each + more) * factor
+        self.issue_free[sm] = max(self.issue_free[sm], self.now) + total / ISSUE
+        return max(self.issue_free[sm], self.now + self.costs.cycles * each * factor + latency)
+
+    def resume(self, at: float, block: Steps) -> None:
+        self.count += 1
+        heapq.heappush(self.events, (at, self.count, block))
+
+    def run(self, blocks: Iterable[Steps]) -> None:
+        """Until all blocks have ended, and their stores."""
+        for block in blocks:
+            self.resume(self.now, block)
+        while self.events:
+            self.now, _, self.running = heapq.heappop(self.events)
+            if (at := next(self.running, None)) is not None:
+                self.resume(at, self.running)
+        self.now = max(self.now, self.hbm_free)
+
+
+class Tiling:
+    """csrc/tiling.h, for 16-bit elements."""
+
+    def __init__(self, c: int, s: int, layout: str) -> None:
+        self.groups = self.chunks = 1
+        if layout == "nhwc":
+            self.path = "rows"
+            wide = ceil(c / 8 / ceil(c / 8 / 16))
+            self.lanes = wide if ceil(c / 8) % 2 else wide + wide % 2
+            self.groups = 256 // self.lanes
+            rows = ceil(s / ceil(s / (TASK_VECTORS * self.groups)))
+            self.parts = ceil(s / rows)
+            self.strips = self.runs = self.parts * ceil(c / 8 / self.lanes)
+            return
+        self.path, self.parts, self.runs = "planes", 1, ceil(c * s / 8 / (TASK_VECTORS * 256))
+        vectors = (s + 6) // 8 + 1 if s % 8 else s // 8
+        if vectors < 8:
+            self.path, self.lanes, planes = "small planes", 0, 2 * ((4096 - 16) // s)
+        else:
+            self.lanes = min(1 << (ceil(vectors / TASK_VECTORS) - 1).bit_length(), 32)
+            pieces = ceil(vectors / (TASK_VECTORS * self.lanes))
+            self.chunks, self.parts = min(pieces, 8), ceil(pieces / 8)
+            planes = 256 // self.lanes if self.lanes < 32 else 8 // self.chunks
+        self.strips = self.parts * ceil(c / planes)
+
+
+@cache
+def kernels() -> dict[str, compiled.Kernel]:
+    return {k.name: k for k in compiled.parse((ROOT / compiled.TABLE).read_text()).kernels}
+
+
+class Product(NamedTuple):
+    width: int  # inputs
+    height: int  # outputs
+    reduces: bool  # or expands
+    outputs: int  # of a tile
+    tiles: int  # of a block
+
+
+class Simulation:
+    """One direction of a problem on a machine; cycles from the first block to the last store."""
+
+    def __init__(
+        self, shape: tuple[int, ...], layout: str, direction: str, plan: _core.Plan, costs: Costs
+    ) -> None:
+        self.n, self.c, self.s, self.r = shape
+        self.forward, self.plan = direction == "forward", plan
+        self.tiling = Tiling(self.c, self.s, layout)
+        self.order = "rows" if self.forward else "columns"
+        self.machine = Machine(costs, _core.known_device("H100").multiprocessors)
+        self.sample_bytes = 2 * self.c * self.s
+        source, writes = ("Input", "Gated") if self.forward else ("InputTimesGradient", "Gated")
+        source += "<bfloat16>" if self.forward else "<bfloat16, false>"
+        writes += "<bfloat16, false>" if self.forward else "Gradient<bfloat16, false>"
+        self.squeezes = kernels()[f"squeeze_kernel<true, {layout}, {source}>"]
+        self.scales = kernels()[f"scale_kernel<true, {layout}, {writes}>"]
+        self.resident_kernel = kernels()[f"resident_kernel<{layout}, {writes}>"]
+        self.marks = [[0.0] * self.tiling.strips for _ in range(self.n)]
+
+    def run(self) -> float:
+        machine, strategy = self.machine, self.plan.strategy
+        {"split": self.split, "stream": self.stream, "resident": self.resident}[strategy]()
+        if not self.forward:
+            machine.now += OVERLAPPED_GAP if self.plan.overlap else GAP
+            tiles = 2 * ceil(self.r / 64) * ceil(self.c / 64)
+            self.launch(2, range(tiles), lambda sm, _: self.gradients(sm))
+        return machine.now + (LAUNCH if strategy == "stream" else 0.0)  # the memset
+
+    # ---- drivers ----
+
+    def launch(
+        self, of_sm: int, tasks: Iterable[Task], steps: Callable[[int, Task], Steps]
+    ) -> None:
+        """A block per task, so many at a time on a multiprocessor."""
+        left = iter(tasks)
+
+        def slot(sm: int) -> Steps:
+            for task in left:
+                yield self.machine.now + BLOCK_START
+                yield from steps(sm, task)
+
+        sms = self.machine.multiprocessors
+        self.machine.run([slot(i % sms) for i in range(of_sm * sms)])
+
+    def split(self) -> None:
+        gap = OVERLAPPED_GAP if self.plan.overlap else GAP
+        each = ((i, k) for i in range(self.n) for k in range(self.tiling.strips))
+        self.launch(
+            blocks_by_registers(self.squeezes), each, lambda sm, t: self.squeeze(sm, t[0], t[1])
+        )
+        for stage in self.products():
+            self.machine.now += gap
+            groups = range(0, self.n, self.plan.group)
+            tasks = [min(self.plan.group, self.n - i) for i in groups for _ in range(stage.tiles)]
+            one_tile = stage._replace(tiles=1)
+            self.launch(2, tasks, lambda sm, samples: self.product(sm, samples, one_tile))  # noqa: B023
+        self.machine.now += gap
+        back = ((i, k) for i in range(self.n)[::-1] for k in range(self.tiling.runs)[::-1])
+        self.launch(
+            blocks_by_registers(self.scales),
+            back,
+            lambda sm, t: self.scale(sm, t[0], t[1], self.again(*t)),
+        )
+
+    def resident(self) -> None:
+        shared = 228 * 1024 // (self.plan.shared_bytes + 1024)
+        of_sm = min(blocks_by_registers(self.resident_kernel), shared)
+
+        def block(sm: int, sample: int) -> Steps:
+            for strip in range(self.tiling.strips):
+                yield from self.squeeze(sm, sample, strip)
+            yield from self.products_of_sample(sm)
+            for run in range(self.tiling.runs):
+                yield from self.scale(sm, sample, run, lambda: self.machine.now + L1_LATENCY)
+
+        self.launch(of_sm, range(self.n), block)
+
+    def stream(self) -> None:
+        machine, strips = self.machine, self.tiling.strips
+        arrived, ready = [0] * self.n, [False] * self.n
+        waiting: list[list[Steps]] = [[] for _ in range(self.n)]
+        fence, atomic = FENCE * machine.costs.fence, ATOMIC * machine.costs.fence
+        tickets = self.tickets()
+
+        def wait(sample: int) -> Steps:
+            if ready[sample]:
+                yield machine.now + FLAG
+            else:
+                waiting[sample].append(machine.running)
+                yield None
+
+        def block(sm: int) -> Steps:
+            ticket = next(tickets, None)
+            yield machine.now + BLOCK_START + ATOMIC
+            while ticket:
+                scales, sample, task = ticket
+                ticket, there = next(tickets, None), machine.now + ATOMIC
+                yield machine.issue(sm, DECODE)
+                if scales:
+                    yield from self.scale(sm, sample, task, self.again(sample, task), wait)
+                else:
+                    yield from self.squeeze(sm, sample, task)
+                    yield machine.issue(sm, ARRIVE, latency=2 * BARRIER) + fence + atomic
+                    arrived[sample] += 1
+                    if arrived[sample] == strips:
+                        yield from self.products_of_sample(sm)
+                        yield machine.now + fence
+                        ready[sample] = True
+                        for sleeper in waiting[sample]:
+                            machine.resume(machine.now + FLAG, sleeper)
+                yield max(machine.now, there)
+
+        sms = machine.multiprocessors
+        machine.run([block(i % sms) for i in range(self.plan.blocks)])
+
+    def tickets(self) -> Iterator[tuple[bool, int, int]]:
+        """csrc/tickets.h: whether it scales, the sample, the task."""
+        lag = self.plan.lag
+        for step in range(self.n + lag):
+            squeezes = self.tiling.strips if step < self.n else 0
+            scales = self.tiling.runs if step >= lag else 0
+            for k in range(max(squeezes, scales)):
+                if k < squeezes:
+                    yield False, step, k
+                if k < scales:
+                    yield True, step - lag, k
+
+    # ---- stages ----
+
+    def squeeze(self, sm: int, sample: int, strip: int) -> Steps:
+        tiling, machine = self.tiling, self.machine
+        tensors, rounds = (1 if self.forward else 2), (2 if tiling.path == "small planes" else 1)
+        size = self.sample_bytes / tiling.strips
+        vector = self.squeezes.loops[tiling.path]["sm_90"].instructions
+        for _ in range(rounds):
+            yield machine.issue(sm, BEGIN["squeeze", tiling.path][not self.forward] / rounds)
+            yield machine.memory(tensors * size / rounds) + MEMORY_LATENCY
+            # a thread adds a plane
+            alone = machine.costs.cycles * 2.6 * self.s if tiling.path == "small planes" else 0.0
+            yield machine.issue(sm, TASK_VECTORS * vector / rounds, latency=alone)
+        self.marks[sample][strip] = machine.moved
+        machine.memory(4 * self.c * tiling.parts / tiling.strips)
+        if tiling.path == "rows":
+            add = ADD_GROUPS + PER_8_GROUPS * ceil(tiling.groups / 8)
+            yield machine.issue(
+                sm, 3, add * ceil(tiling.lanes / 4), BARRIER + machine.costs.cycles * add
+            )
+        else:
+            shuffles = max(tiling.lanes, 1).bit_length() - 1
+            add = ADD_CHUNKS if tiling.chunks > 1 else 0
+            latency = 25 * shuffles + machine.costs.cycles * add + BARRIER
+            yield machine.issue(sm, PUT_PLANE + PER_SHUFFLE * shuffles, add, latency)
+
+    def again(self, sample: int, run: int) -> Callable[[], float]:
+        tiling, machine = self.tiling, self.machine
+        mark = self.marks[sample]
+        strip = run * tiling.strips // tiling.runs
+        return lambda: machine.again(self.sample_bytes / tiling.runs, mark[strip])
+
+    def scale(
+        self,
+        sm: int,
+        sample: int,
+        run: int,
+        read: Callable[[], float],
+        wait: Callable[[int], Steps] | None = None,
+    ) -> Steps:
+        tiling, machine = self.tiling, self.machine
+        path = "rows"
+        if tiling.path != "rows":
+            path = "planes" if self.s % 8 else "planes of whole vectors"
+        yield machine.issue(sm, BEGIN["scale", path][not self.forward])
+        there = read()
+        if wait:
+            yield from wait(sample)
+        factors = (1 if self.forward else 2) * 4 * self.c / tiling.runs
+        yield max(there, machine.l2(factors) + L2_LATENCY)
+        vector = self.scales.loops[path]["sm_90"].instructions
+        more = 0 if path == "rows" else (TASK_VECTORS - 1) * L1_LATENCY  # a plane's factor each
+        yield machine.issue(sm, TASK_VECTORS * vector, latency=more)
+        yield machine.store(self.sample_bytes / tiling.runs)
+
+    def products(self) -> list[Product]:
+        return [self.product_of(self.c, self.r, True), self.product_of(self.r, self.c, False)]
+
+    def product_of(self, width: int, height: int, reduces: bool) -> Product:
+        outputs = 32
+        if self.order == "columns" and height <= 16:
+            outputs = 16 if height > 8 else 8 if height > 4 else 4
+        return Product(width, height, reduces, outputs, ceil(height / outputs))
+
+    def products_of_sample(self, sm: int) -> Steps:
+        for stage in self.products():
+            yield from self.product(sm, 1, stage)
+
+    def product(self, sm: int, samples: int, stage: Product) -> Steps:
+        """Its tiles, one after the other."""
+        width, height, reduces, outputs, tiles = stage
+        machine, costs, order = self.machine, self.machine.costs, self.order
+        kernel = 1 if samples == 1 else 4 if samples <= 4 else 8
+        room = (4096 if order == "rows" else 2048) // kernel  # inputs in shared memory
+        turn_inputs = 128 if order == "rows" else 2 * 256 * 4 // outputs
+        counts = [min(room, width - begin) for begin in range(0, width, room)]
+        turns = sum(ceil(count / turn_inputs) for count in counts)
+        parts = self.tiling.parts if reduces else 1
+        trips = ceil(parts / 8)
+        for tile in range(tiles):
+            if tile == 0 or len(counts) > 1:  # inputs are staged
+                items = sum(ceil(count * kernel / 256) for count in counts)
+                each = items * (INPUT + (PER_8_PARTS * trips if parts > 1 else 0)) * costs.products
+                there = machine.l2(4 * width * samples * (parts if reduces else 1))
+                waits = items * trips * L2_LATENCY * costs.products
+                yield max(there, machine.issue(sm, each, latency=waits))
+            each = TURN[order][kernel] * (turns + 0.6 * len(counts)) + TILE
+            in_series = 1 + (LOADS_IN_SERIES[order] - 1) * costs.series
+            waits = turns * in_series * L2_LATENCY
+            if order == "columns":  # groups meet in shared memory
+                rounds, trips_of_groups = max(1, kernel // 2), ceil(1024 / outputs / 8)
+                waits += rounds * (2 * BARRIER + machine.costs.cycles * 41 * trips_of_groups)
+                each += rounds * 41 * trips_of_groups / WARPS
+            else:
+                waits += 6 * 25  # shuffles
+            there = machine.l2(2.0 * min(outputs, height) * width)
+            done = machine.issue(sm, each * costs.products, latency=waits * costs.products)
+            yield max(there, done)
+        machine.l2(4 * min(height, outputs * tiles) * samples)
+
+    def gradients(self, sm: int) -> Steps:
+        machine = self.machine
+        for begin in range(0, self.n, 16):
+            there = machine.l2(4 * 128 * min(16, self.n - begin)) + L2_LATENCY
+            yield max(there, machine.issue(sm, GRADIENT_TURN * machine.costs.gradients))
+        yield machine.store(2 * min(self.r, 64) * min(self.c, 64))
+
+
+def blocks_by_registers(kernel: compiled.Kernel) -> int:
+    return min(8, 65536 // (256 * 8 * ceil(kernel.registers["sm_90"] / 8)))
