@@ -203,6 +203,8 @@ def write_ninja(tools: Tools, folder: Path) -> list[Path]:
         objects += compile_all([source], [*cxx, *extra, *flags_of(source)])
     if cuda:
         nvcc = [*NVCC_FLAGS, *gencode_flags(tools.architectures)]
+        if int(cuda.version.split(".")[0]) >= 13:  # which every driver that serves it can read
+            nvcc.append("--compress-mode=size")
         nvcc += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}"]
         if os.environ.get("CXX") and len(shlex.split(tools.cxx)) == 1:
             nvcc.append(f"-ccbin={tools.cxx}")

@@ -67,7 +67,7 @@ class Planner {
 
   // Why the strategy cannot run the problem, or null.
   const char* refusal(Strategy strategy) const {
-    const int64_t tiles = std::max(reduce_tiles(), expand_tiles());  // of a sample's products
+    const int64_t tiles = std::max(reduce_tiles(1), expand_tiles(1));  // of a sample's products
     const int64_t of_launch = std::max<int64_t>({tiling_.strips, tiling_.runs, tiles});
     if (shape_.n * (strategy == Strategy::stream ? tasks() : of_launch) > kMax32)
       return "more than 2^31 tasks";
@@ -158,8 +158,10 @@ class Planner {
   // other multiprocessor.
   int split_group() const {
     int group = most_samples(Strategy::split);
-    const int64_t tiles = ceil_div(std::min(shape_.c, shape_.r), 32);
-    while (group > 1 && 2 * tiles * ceil_div(shape_.n, group) < limits_.multiprocessors) group /= 2;
+    const auto blocks = [&](int samples) {
+      return std::min(reduce_tiles(samples), expand_tiles(samples)) * ceil_div(shape_.n, samples);
+    };
+    while (group > 1 && 2 * blocks(group) < limits_.multiprocessors) group /= 2;
     return group;
   }
 
@@ -177,7 +179,8 @@ class Planner {
       traffic.small = sums + hidden + channel;  // z1, gate
       traffic.written = x + sizes_.mask + sums + 2 * channel + hidden;
       traffic.launches = shape_.n == 0 ? 0 : split ? 4 : 1;
-      traffic.shared = (reduce_tiles() - 1) * sums + (expand_tiles() - 1) * hidden;
+      traffic.shared =
+          (reduce_tiles(plan.group) - 1) * sums + (expand_tiles(plan.group) - 1) * hidden;
     } else {
       traffic.x = (reads + 1) * x + sizes_.mask;
       traffic.small = sums + 2 * channel + 2 * hidden  // gate, shift; z1, dz1
@@ -185,7 +188,8 @@ class Planner {
       if (split) traffic.small += channel;             // gate in the scale too
       traffic.written = x + (masks ? x : 0) + sums + 2 * channel + hidden + sizes_.weights;
       traffic.launches = shape_.n == 0 ? 1 : split ? 5 : 2;
-      traffic.shared = (reduce_tiles() - 1) * (sums + channel) + (expand_tiles() - 1) * hidden;
+      traffic.shared = (reduce_tiles(plan.group) - 1) * (sums + channel) +
+                       (expand_tiles(plan.group) - 1) * hidden;
     }
     if (!split) traffic.shared = 0;
     if (!stream) return;
@@ -193,8 +197,13 @@ class Planner {
     const int64_t ahead = std::min(plan.lag * sizes_.sample + in_flight(plan.blocks), x);
     traffic.window = tensors * ahead + (masks ? ahead / kAccessBytes : 0);
   }
-  int64_t reduce_tiles() const { return ceil_div(shape_.r, 32); }
-  int64_t expand_tiles() const { return ceil_div(shape_.c, 32); }
+  int64_t reduce_tiles(int samples) const {
+    return Deal(order(), shape_.c, shape_.r).tiles(shape_.r, samples);
+  }
+  int64_t expand_tiles(int samples) const {
+    return Deal(order(), shape_.r, shape_.c).tiles(shape_.c, samples);
+  }
+  Order order() const { return forward_ ? Order::rows : Order::columns; }
 
   const Problem& problem_;
   const Shape& shape_;

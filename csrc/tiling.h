@@ -119,4 +119,47 @@ struct Tiling {
   }
 };
 
+// How a product W in, W of [height, width] by rows or of [width, height] by columns, is dealt to
+// the threads of a block: by its shape alone, so that a sum is the same for every number of
+// samples.
+//
+//   rows      2^shift lanes share a row, each takes 4 neighbours of every 4 * 2^shift
+//   columns   2^shift lanes side by side take 4 columns each, the groups of threads above each
+//   other
+//             every so many inputs
+//
+// A thread has 4 loads of a row, 8 of its columns, or more where there are more inputs than 512 and
+// 256.
+enum class Order { rows, columns };
+
+struct Deal {
+  Order order;
+  int shift;
+  int last_lane;  // 2^shift - 1
+
+  Deal(Order how, int64_t width, int64_t height) : order(how) {
+    int64_t lanes = std::clamp<int64_t>(power_of_two_at_least(ceil_div(width, 16)), 1, kWarp);
+    if (order == Order::columns) {
+      const int64_t groups = power_of_two_at_least(ceil_div(width, 8));
+      lanes = std::min(kBlockThreads / std::min<int64_t>(groups, 32),
+                       power_of_two_at_least(ceil_div(height, 4)));
+    }
+    shift = 0;
+    while (1 << shift < lanes) ++shift;
+    last_lane = (1 << shift) - 1;
+  }
+
+  // Outputs that a block has at a time.
+  SEBLOCK_HOST_DEVICE int outputs(int samples) const {
+    if (order == Order::columns) return 4 << shift;
+    return (kBlockThreads >> shift) * rows_of_thread(samples);
+  }
+  int64_t tiles(int64_t height, int samples) const { return ceil_div(height, outputs(samples)); }
+
+  // With several samples to a weight a thread has several rows to an input.
+  SEBLOCK_HOST_DEVICE static constexpr int rows_of_thread(int samples) {
+    return samples == 1 ? 1 : 4;
+  }
+};
+
 }  // namespace seblock

@@ -22,7 +22,7 @@ SMALL: Shape = (2, 200, (7, 7), 5)  # planes of few vectors, in several rounds
 CHUNKS: Shape = (3, 8, (50, 50), 5)  # several warps to a plane
 PARTS: Shape = (2, 8, (100, 100), 3)  # several blocks to a sum
 ODD: Shape = (1, 13, (5, 11), 3)  # the tensor ends in the middle of a vector
-TILES: Shape = (9, 40, (4, 4), 70)  # two groups of samples, several tiles of outputs
+TILES: Shape = (9, 264, (4, 4), 70)  # two groups of samples, several tiles of outputs
 WIDE: Shape = (9, 520, (3, 3), 6)  # more inputs than shared memory holds
 SAMPLES: Shape = (33, 16, (4, 4), 3)  # more than are in shared memory at a time
 STRIPS: Shape = (3, 64, (24, 40), 8)  # several tasks to a sample
@@ -281,7 +281,7 @@ CASES = [
         "nchw",
         guards.traffic,
         "reduce gradient: ",
-        ("        sync_threads();\n        const int o", "        const int o"),
+        ("        sync_threads();\n        for (int item", "        for (int item"),
     ),
     case(
         "no barrier before the next columns' sums",
@@ -301,7 +301,7 @@ CASES = [
         "nhwc",
         guards.values,
         ": error",
-        ("if (i + b * groups >= count) break;", "if (i + b * groups + 1 >= count) break;"),
+        ("if (i + u * groups >= count) break;", "if (u == 7 || i + u * groups >= count) break;"),
     ),
     case(
         "the sum of another row",
@@ -311,7 +311,10 @@ CASES = [
         "nhwc",
         guards.values,
         "y: error",
-        ("number += upper ? count : 0;", "number += upper ? 0 : count;"),
+        (
+            "stage_.output(sample_ + g, row, mine)",
+            "stage_.output(sample_ + g, height - 1 - row, mine)",
+        ),
     ),
     case(
         "pooled written by every tile",
@@ -343,6 +346,7 @@ CASES = [
         "forward: weights: counted",
         ("stage.shape.n, plan.group, Divisor32", "stage.shape.n, 1, Divisor32"),
         ("ceil_div(stage.shape.n, plan.group) * tiles", "stage.shape.n * tiles"),
+        ("stage.deal.tiles(stage.height(), plan.group)", "stage.deal.tiles(stage.height(), 1)"),
     ),
     case(
         "a part left out",
@@ -786,8 +790,8 @@ CASES = [
         guards.traffic,
         "of shared memory, read by",
         (
-            ".run(0, tiles_of(ReduceStage::kOrder, reduce.height()));\n  sync_threads();",
-            ".run(0, tiles_of(ReduceStage::kOrder, reduce.height()));",
+            ".run(0, reduce.tiles);\n  sync_threads();",
+            ".run(0, reduce.tiles);",
         ),
     ),
 ]

@@ -21,13 +21,13 @@ SEBLOCK_DEVICE T group_sum(T value, int lanes) {
 }
 
 // The sum of at(0) ... at(count - 1): part i goes to chain i mod 8, the chains are added in order.
-// Eight loads are in flight, whatever `count` is.
+// Loads are in flight together, up to 16.
 template <typename acc_t, typename At>
 SEBLOCK_DEVICE acc_t sum_in_chains(int count, const At& at) {
   constexpr int kChains = 8;
   if (count == 1) return at(0);
   acc_t chain[kChains] = {};
-#pragma unroll 1
+#pragma unroll 2
   for (int first = 0; first < count; first += kChains) {
     acc_t part[kChains];
 #pragma unroll

@@ -52,6 +52,20 @@ SEBLOCK_DEVICE Four<scalar_t> load_four(const scalar_t* address) {
   return *from;
 }
 
+// The same as words: a processor that keeps single 16-bit elements would take them apart at once,
+// and wait for the load.
+template <typename scalar_t>
+struct alignas(sizeof(scalar_t) * 4) FourWords {
+  uint32_t words[sizeof(scalar_t)];
+};
+
+template <typename scalar_t>
+SEBLOCK_DEVICE FourWords<scalar_t> load_four_words(const scalar_t* address) {
+  const auto* from = reinterpret_cast<const FourWords<scalar_t>*>(address);
+  before_load(from);
+  return *from;
+}
+
 // ---- vectors ----
 
 template <typename scalar_t>

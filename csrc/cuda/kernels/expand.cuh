@@ -1,7 +1,7 @@
 // Stage expand, from R to C: gate = gate_function(W2 hidden + b2) (forward), shift = (W1^T dz1) / S
 // (backward).
 //
-//   block   a group of samples x tiles of 32 outputs, all of R
+//   block   a group of samples x a tile of outputs, all of R
 //   reads   z1 [N, R] and W2 by rows; backward: dz1 [N, R] and W1 by columns
 //   writes  gate [N, C]; backward: shift [N, C]
 #pragma once
@@ -18,6 +18,8 @@ struct Expand {
   static constexpr const char* kName = "expand";
   static constexpr Order kOrder = Order::rows;
   Shape shape;
+  Deal deal;
+  int tiles;  // with one sample to a weight
   Activation activation;
   Gate gate_function;
   Weight<scalar> matrix;  // W2 [C, R]
@@ -44,6 +46,8 @@ struct ExpandGradient {
   static constexpr const char* kName = "expand gradient";
   static constexpr Order kOrder = Order::columns;
   Shape shape;
+  Deal deal;
+  int tiles;  // with one sample to a weight
   Weight<scalar> matrix;  // W1 [R, C]
   const acc_t* dz1;       // [N, R]
   acc_t* shift;           // [N, C]

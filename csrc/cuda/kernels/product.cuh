@@ -4,7 +4,7 @@
 //   out[n, o] = sum_i W[i, o] in[n, i]     by columns: W2 and W1 backward
 //
 // W is read as PyTorch stores it, once per group of samples. Which thread adds what, and in which
-// order, follows from the number of inputs and outputs alone.
+// order, follows from the number of inputs and outputs alone: Deal, csrc/tiling.h.
 //
 // A Stage (reduce.cuh, expand.cuh) says what goes in, what is worth keeping of it, and what comes
 // out. kernels/reduce.cuh and expand.cuh describe theirs.
@@ -17,64 +17,18 @@ namespace seblock::cuda {
 
 constexpr int kTogether = 4;  // neighbouring elements of W that a thread loads at once
 
-// A weight or bias in x's dtype or float32: known at run time, as a branch costs less than twice
-// the kernels.
-template <typename scalar>
-struct Weight {
-  using acc_t = acc_of<scalar>;
-  const void* data;  // or null
-  bool is_float_;
+// Reads W four neighbours at a time: as they lie in memory, to be widened where they are used, not
+// where they are loaded, for that would wait for them.
+template <typename T, typename acc_t>
+struct FoursOf {
+  using Raw = FourWords<T>;
+  const T* data;
 
-  SEBLOCK_DEVICE explicit operator bool() const { return data != nullptr; }
-  SEBLOCK_DEVICE acc_t at(int64_t i) const {
-    return is_float() ? load<acc_t>(floats() + i) : load<acc_t>(scalars() + i);
-  }
-
-  // Whether four neighbours may be moved together, in rows of `pitch` elements.
-  SEBLOCK_DEVICE bool aligned(int64_t pitch) const {
-    const auto bytes = kTogether * (is_float() ? sizeof(float) : sizeof(scalar));
-    return pitch % kTogether == 0 && reinterpret_cast<uintptr_t>(data) % bytes == 0;
-  }
-  // Four neighbours as they lie in memory. Widened where they are used, not where they are loaded:
-  // that would wait for them.
-  struct Raw {
-    uint32_t words[sizeof(scalar) == 8 ? 8 : 4];
-  };
-  // Those from element i on of which `valid` exist, and zeros.
-  SEBLOCK_DEVICE Raw raw(int64_t i, int valid, bool together) const {
-    return is_float() ? raw_of(floats() + i, valid, together)
-                      : raw_of(scalars() + i, valid, together);
+  // From element i on; zeros if none is `valid`. All four are, or none.
+  SEBLOCK_DEVICE Raw load(int64_t i, int valid) const {
+    return valid > 0 ? load_four_words(data + i) : Raw{};
   }
   SEBLOCK_DEVICE void widen(const Raw& raw, acc_t (&out)[kTogether]) const {
-    is_float() ? widen_as<float>(raw, out) : widen_as<scalar>(raw, out);
-  }
-
- private:
-  SEBLOCK_DEVICE bool is_float() const { return std::is_same_v<scalar, float> || is_float_; }
-  SEBLOCK_DEVICE const float* floats() const { return static_cast<const float*>(data); }
-  SEBLOCK_DEVICE const scalar* scalars() const { return static_cast<const scalar*>(data); }
-
-  template <typename T>
-  SEBLOCK_DEVICE static Raw raw_of(const T* address, int valid, bool together) {
-    Four<T> four;
-    if (together && valid >= kTogether) {
-      four = load_four(address);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
-        four.value[k] = T(0.0f);
-        if (k < valid) {
-          before_load(address + k);
-          four.value[k] = address[k];
-        }
-      }
-    }
-    Raw raw;
-    memcpy(raw.words, static_cast<const void*>(&four), sizeof four);
-    return raw;
-  }
-  template <typename T>
-  SEBLOCK_DEVICE static void widen_as(const Raw& raw, acc_t (&out)[kTogether]) {
     Four<T> four;
     memcpy(static_cast<void*>(&four), raw.words, sizeof four);
 #pragma unroll
@@ -82,10 +36,58 @@ struct Weight {
   }
 };
 
-constexpr int kProductShared = 16 * 1024;  // bytes
-constexpr int kOutputs = 32;               // of a tile, at most
+// The same by single elements, where rows do not begin at a multiple of four.
+template <typename AnyWeight>
+struct OnesOf {
+  using acc_t = typename AnyWeight::acc_t;
+  struct Raw {
+    acc_t value[kTogether];
+  };
+  const AnyWeight& weight;
 
-enum class Order { rows, columns };
+  SEBLOCK_DEVICE Raw load(int64_t i, int valid) const {
+    Raw raw;
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) raw.value[k] = k < valid ? weight.at(i + k) : acc_t(0);
+    return raw;
+  }
+  SEBLOCK_DEVICE void widen(const Raw& raw, acc_t (&out)[kTogether]) const {
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) out[k] = raw.value[k];
+  }
+};
+
+// A weight or bias in x's dtype or float32: known at run time, as a branch costs less than twice
+// the kernels.
+template <typename scalar>
+struct Weight {
+  using acc_t = acc_of<scalar>;
+  const void* data;  // or null
+  bool is_float_;
+  bool by_fours;  // four neighbours may be moved together
+
+  SEBLOCK_DEVICE explicit operator bool() const { return data != nullptr; }
+  SEBLOCK_DEVICE acc_t at(int64_t i) const {
+    return is_float() ? load<acc_t>(as<float>() + i) : load<acc_t>(as<scalar>() + i);
+  }
+
+  // Calls f with what reads four neighbours.
+  template <typename F>
+  SEBLOCK_DEVICE void read_by(const F& f) const {
+    if (!by_fours) return f(OnesOf<Weight>{*this});
+    if (is_float()) return f(FoursOf<float, acc_t>{as<float>()});
+    if constexpr (!std::is_same_v<scalar, float>) f(FoursOf<scalar, acc_t>{as<scalar>()});
+  }
+
+ private:
+  SEBLOCK_DEVICE bool is_float() const { return std::is_same_v<scalar, float> || is_float_; }
+  template <typename T>
+  SEBLOCK_DEVICE const T* as() const {
+    return static_cast<const T*>(data);
+  }
+};
+
+constexpr int kProductShared = 16 * 1024;  // bytes
 
 // kSamples samples share one read of the weights.
 template <int kSamples, typename Stage>
@@ -102,8 +104,8 @@ class Product {
   SEBLOCK_DEVICE Product(const Stage& stage, int64_t sample, int samples, bool keeper)
       : stage_(stage), sample_(sample), samples_(samples), keeper_(keeper) {}
 
-  // The tiles [first, end). Every thread must call. Uses shared memory, with no barrier at the
-  // begin or the end.
+  // The tiles [first, end) of Deal::outputs() each. Every thread must call. Uses shared memory,
+  // with no barrier at the begin or the end.
   SEBLOCK_DEVICE void run(int first, int end) const {
     if constexpr (Stage::kOrder == Order::rows) {
       rows(first, end);
@@ -146,84 +148,76 @@ class Product {
     }
   }
 
-  // A warp has 4 rows of W, its lanes take 4 inputs of every 128, whose weights are loaded while
-  // those before them are used. The lanes' sums are halved five times by exchange.
+  // Of weights, together in flight.
+  static constexpr int kLoads = kSamples == 1 ? 4 : 8;
+
+  // A thread has kRows rows of W and every lanes-th four inputs of them. The lanes' sums meet by
+  // exchange.
+  static constexpr int kRows = Deal::rows_of_thread(kSamples);
   SEBLOCK_DEVICE void rows(int first_tile, int end_tile) const {
-    constexpr int kRows = kOutputs / kWarps, kStep = kWarp * kTogether;
-    const auto width = static_cast<int>(stage_.width());
     const auto height = static_cast<int>(stage_.height());
-    const bool together = stage_.matrix.aligned(width);
+    const int shift = stage_.deal.shift, lanes = 1 << shift;
 #pragma unroll 1
     for (int tile = first_tile; tile < end_tile; ++tile) {
-      const int output = tile * kOutputs + thread_index() / kWarp * kRows;
-      acc_t sum[kRows][kSamples] = {};
+      const int output = (tile * (kBlockThreads >> shift) + (thread_index() >> shift)) * kRows;
+      acc_t sum[kRows * kSamples] = {};  // by (row, sample)
       for_chunks(tile == first_tile, [&](int begin, int count) {
-        const int lane = thread_index() % kWarp;
-        typename Weight<scalar_t>::Raw next[kRows] = {};
-#pragma unroll 1
-        for (int i = lane * kTogether - kStep; i < count; i += kStep) {
-          acc_t in[kSamples][kTogether] = {};
-#pragma unroll
-          for (int g = 0; g < kSamples; ++g) {
-            if (i >= 0) inputs_at(g * kInputs + i, in[g]);
-          }
-#pragma unroll
-          for (int k = 0; k < kRows; ++k) {
-            acc_t w[kTogether] = {};
-            if (i >= 0) stage_.matrix.widen(next[k], w);
-            const int valid = output + k < height ? count - (i + kStep) : 0;
-            next[k] =
-                stage_.matrix.raw(int64_t{output + k} * width + begin + i + kStep, valid, together);
-            if (i < 0) continue;
-#pragma unroll
-            for (int g = 0; g < kSamples; ++g) {
-#pragma unroll
-              for (int e = 0; e < kTogether; ++e)
-                sum[k][g] = fused_multiply_add(w[e], in[g][e], sum[k][g]);
-            }
-          }
-        }
+        stage_.matrix.read_by(
+            [&](const auto& weights) { add_rows(weights, output, begin, count, sum); });
       });
-      acc_t flat[kRows * kSamples];  // by (row, sample)
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
+      for (int i = 0; i < kRows * kSamples; ++i) sum[i] = group_sum(sum[i], lanes);
+      // Lane l writes the sums l, l + lanes, ...
+#pragma unroll 1
+      for (int i = thread_index() & stage_.deal.last_lane; i < kRows * kSamples; i += lanes) {
+        acc_t mine = sum[0];
 #pragma unroll
-        for (int g = 0; g < kSamples; ++g) flat[k * kSamples + g] = sum[k][g];
+        for (int k = 1; k < kRows * kSamples; ++k) mine = k == i ? sum[k] : mine;
+        const int row = output + i / kSamples, g = i % kSamples;
+        if (row < height && g < samples_) stage_.output(sample_ + g, row, mine);
       }
-      const int lane = thread_index() % kWarp;
-      const int mine = exchange_sums(flat, lane);
-      const int row = output + mine / kSamples, g = mine % kSamples;
-      constexpr int kCopies = kWarp / (kRows * kSamples);  // lanes that hold the same sum
-      if (lane % kCopies == 0 && row < height && g < samples_)
-        stage_.output(sample_ + g, row, flat[0]);
     }
   }
-
-  // Every lane of the warp has kCount sums that are to be added over the lanes. Each time half of
-  // them is given away and half is kept, for as long as there are two. flat[0] becomes the one
-  // whose number is returned.
-  template <int kCount>
-  SEBLOCK_DEVICE static int exchange_sums(acc_t (&flat)[kCount], int lane) {
-    int number = 0;
-    int count = kCount;
+  template <typename Weights>
+  SEBLOCK_DEVICE void add_rows(const Weights& weights, int output, int begin, int count,
+                               acc_t (&sum)[kRows * kSamples]) const {
+    constexpr int kInFlight = kLoads / kRows;  // of a row
+    const auto width = static_cast<int>(stage_.width());
+    const auto height = static_cast<int>(stage_.height());
+    const int lanes = 1 << stage_.deal.shift, turn = lanes * kTogether;
+#pragma unroll 1
+    for (int i = (thread_index() & stage_.deal.last_lane) * kTogether; i < count;
+         i += kInFlight * turn) {
+      typename Weights::Raw raw[kInFlight][kRows];
 #pragma unroll
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      const bool upper = lane & mask;
-      if (count > 1) {
-        count /= 2;
+      for (int u = 0; u < kInFlight; ++u) {
 #pragma unroll
-        for (int i = 0; i < kCount / 2; ++i) {
-          if (i >= count) break;
-          const acc_t given = upper ? flat[i] : flat[i + count];
-          const acc_t kept = upper ? flat[i + count] : flat[i];
-          flat[i] = kept + shuffle_xor(given, mask);
+        for (int k = 0; k < kRows; ++k) {
+          const int valid = output + k < height ? count - (i + u * turn) : 0;
+          raw[u][k] = weights.load(int64_t{output + k} * width + begin + i + u * turn, valid);
         }
-        number += upper ? count : 0;
-      } else {
-        flat[0] += shuffle_xor(flat[0], mask);
+      }
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        if (i + u * turn >= count) break;
+        acc_t w[kRows][kTogether];
+#pragma unroll
+        for (int k = 0; k < kRows; ++k) weights.widen(raw[u][k], w[k]);
+#pragma unroll
+        for (int g = 0; g < kSamples; ++g) {
+          acc_t in[kTogether];
+          inputs_at(g * kInputs + i + u * turn, in);
+#pragma unroll
+          for (int k = 0; k < kRows; ++k) {  // short chains: nearer to the truth
+            acc_t of_four = w[k][0] * in[0];
+#pragma unroll
+            for (int e = 1; e < kTogether; ++e)
+              of_four = fused_multiply_add(w[k][e], in[e], of_four);
+            sum[k * kSamples + g] += of_four;
+          }
+        }
       }
     }
-    return number;
   }
 
   SEBLOCK_DEVICE static void inputs_at(int i, acc_t (&out)[kTogether]) {
@@ -237,50 +231,51 @@ class Product {
     }
   }
 
-  // `lanes` threads side by side hold 4 columns of W each; the 256 / lanes groups of threads take
-  // every so many inputs, two at a time, and meet in shared memory.
-  SEBLOCK_DEVICE void columns(int first_tile, int end_tile) const {
-    constexpr int kBatch = 2;
+  // A thread has 4 columns of W and every groups-th input. The groups' sums meet in shared memory.
+  template <typename Weights>
+  SEBLOCK_DEVICE void add_columns(const Weights& weights, int output, int begin, int count,
+                                  acc_t (&sum)[kSamples][kTogether]) const {
     const auto height = static_cast<int>(stage_.height());
-    const int shift = height > 16 ? 3 : height > 8 ? 2 : height > 4 ? 1 : 0;
-    const int lanes = 1 << shift, groups = kBlockThreads >> shift, outputs = lanes * kTogether;
-    const int thread = thread_index(), lane = thread & (lanes - 1), group = thread >> shift;
-    const bool together = stage_.matrix.aligned(height);
-    const int step = kBatch * groups;
+    const int groups = kBlockThreads >> stage_.deal.shift;
     const auto inputs = shared_memory<acc_t>();
 #pragma unroll 1
+    for (int i = thread_index() >> stage_.deal.shift; i < count; i += kLoads * groups) {
+      typename Weights::Raw raw[kLoads];
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u) {
+        const int input = i + u * groups;
+        raw[u] = weights.load(int64_t{begin + input} * height + output,
+                              input < count ? height - output : 0);
+      }
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u) {
+        if (i + u * groups >= count) break;
+        acc_t w[kTogether];
+        weights.widen(raw[u], w);
+#pragma unroll
+        for (int g = 0; g < kSamples; ++g) {
+          const acc_t in = inputs[(i + u * groups) * kSamples + g];
+#pragma unroll
+          for (int e = 0; e < kTogether; ++e) sum[g][e] = fused_multiply_add(w[e], in, sum[g][e]);
+        }
+      }
+    }
+  }
+
+  SEBLOCK_DEVICE void columns(int first_tile, int end_tile) const {
+    const auto height = static_cast<int>(stage_.height());
+    const int shift = stage_.deal.shift, lanes = 1 << shift, groups = kBlockThreads >> shift;
+    const int outputs = lanes * kTogether;
+#pragma unroll 1
     for (int tile = first_tile; tile < end_tile; ++tile) {
-      const int output = tile * outputs + lane * kTogether;
+      const int output = tile * outputs + (thread_index() & stage_.deal.last_lane) * kTogether;
       acc_t sum[kSamples][kTogether] = {};
       for_chunks(tile == first_tile, [&](int begin, int count) {
-        typename Weight<scalar_t>::Raw next[kBatch] = {};
-#pragma unroll 1
-        for (int i = group - step; i < count; i += step) {
-          acc_t w[kBatch][kTogether] = {};
-#pragma unroll
-          for (int b = 0; b < kBatch; ++b) {
-            if (i >= 0) stage_.matrix.widen(next[b], w[b]);
-          }
-#pragma unroll
-          for (int b = 0; b < kBatch; ++b) {
-            const int input = i + step + b * groups;
-            next[b] = stage_.matrix.raw(int64_t{begin + input} * height + output,
-                                        input < count ? height - output : 0, together);
-          }
-          if (i < 0) continue;
-#pragma unroll
-          for (int b = 0; b < kBatch; ++b) {
-            if (i + b * groups >= count) break;
-#pragma unroll
-            for (int g = 0; g < kSamples; ++g) {
-              const acc_t in = inputs[(i + b * groups) * kSamples + g];
-#pragma unroll
-              for (int e = 0; e < kTogether; ++e)
-                sum[g][e] = fused_multiply_add(w[b][e], in, sum[g][e]);
-            }
-          }
-        }
+        stage_.matrix.read_by(
+            [&](const auto& weights) { add_columns(weights, output, begin, count, sum); });
       });
+      const int thread = thread_index(), lane = thread & stage_.deal.last_lane,
+                group = thread >> shift;
       // [groups, samples at once, outputs]
       constexpr int kMost = kSums / (kBlockThreads * kTogether);
       constexpr int kAtOnce = kSamples < kMost ? kSamples : kMost;
@@ -301,8 +296,9 @@ class Product {
           }
         }
         sync_threads();
-        const int o = thread & (outputs - 1), g = thread >> (shift + 2);
-        if (g < kAtOnce && round + g < samples_ && tile * outputs + o < height) {
+        for (int item = thread; item < outputs * kAtOnce; item += kBlockThreads) {
+          const int o = item & (outputs - 1), g = item >> (shift + 2);
+          if (round + g >= samples_ || tile * outputs + o >= height) continue;
           const acc_t total = sum_in_chains<acc_t>(
               groups, [&](int part) { return sums[(part * kAtOnce + g) * outputs + o]; });
           stage_.output(sample_ + round + g, tile * outputs + o, total);
@@ -317,26 +313,13 @@ class Product {
   const bool keeper_;
 };
 
-// Outputs of a tile: all there are where they are few.
-SEBLOCK_HOST_DEVICE int outputs_of_tile(Order order, int64_t outputs) {
-  if (order == Order::rows || outputs > 16) return kOutputs;
-  return outputs > 8 ? 16 : outputs > 4 ? 8 : 4;
-}
-
-SEBLOCK_HOST_DEVICE int tiles_of(Order order, int64_t outputs) {
-  const int of_tile = outputs_of_tile(order, outputs);
-  return static_cast<int>((outputs + of_tile - 1) / of_tile);
-}
-
 // Both products of one sample, by one block. Ends with a barrier.
 template <typename ReduceStage, typename ExpandStage>
 SEBLOCK_DEVICE void products_of_sample(const ReduceStage& reduce, const ExpandStage& expand,
                                        int64_t sample) {
-  Product<1, ReduceStage>(reduce, sample, 1, true)
-      .run(0, tiles_of(ReduceStage::kOrder, reduce.height()));
+  Product<1, ReduceStage>(reduce, sample, 1, true).run(0, reduce.tiles);
   sync_threads();
-  Product<1, ExpandStage>(expand, sample, 1, true)
-      .run(0, tiles_of(ExpandStage::kOrder, expand.height()));
+  Product<1, ExpandStage>(expand, sample, 1, true).run(0, expand.tiles);
   sync_threads();
 }
 

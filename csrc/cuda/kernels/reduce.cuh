@@ -1,6 +1,6 @@
 // Stage reduce, from C to R: z1 = W1 pooled + b1 (forward), dz1 = (W2^T dz2) * act' (backward).
 //
-//   block   a group of samples x tiles of 32 outputs, all of C
+//   block   a group of samples x a tile of outputs, all of C
 //   reads   sums [parts, N, C] and W1 by rows; backward: sums, gate, z1 and W2 by columns
 //   writes  pooled [N, C] and z1 [N, R]; backward: dz2 [N, C] and dz1 [N, R]
 #pragma once
@@ -18,6 +18,8 @@ struct Reduce {
   static constexpr const char* kName = "reduce";
   static constexpr Order kOrder = Order::rows;
   Shape shape;
+  Deal deal;
+  int tiles;  // with one sample to a weight
   int parts;
   Weight<scalar> matrix;  // W1 [R, C]
   Weight<scalar> bias;    // b1 [R], or null
@@ -47,6 +49,8 @@ struct ReduceGradient {
   static constexpr const char* kName = "reduce gradient";
   static constexpr Order kOrder = Order::columns;
   Shape shape;
+  Deal deal;
+  int tiles;  // with one sample to a weight
   int parts;
   Activation activation;
   Gate gate_function;
