@@ -239,13 +239,12 @@ def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
 def pack_mask(bits: Tensor, x: Tensor) -> Tensor:
     """The other way round."""
     in_order = bits if _output_like(x).is_contiguous() else bits.movedim(1, -1)
-    count = 1 if x.device.type == "cpu" else _mask_rows(x)[0]
-    size = mask_bytes(x)
-    values = _bits_of_a_byte(x)
-    rows = in_order.reshape(count, -1).to(values.dtype)
-    missing = size * values.numel() // max(count, 1) - rows.shape[1]
-    rows = torch.nn.functional.pad(rows, (0, missing)).view(size, values.numel())
-    return (rows * values).sum(1).to(torch.uint8)
+    count, length = (1, x.numel()) if x.device.type == "cpu" else _mask_rows(x)
+    values, size = _bits_of_a_byte(x), mask_bytes(x)
+    missing = size * values.numel() // max(count, 1) - length
+    rows = in_order.reshape(count, length).to(values.dtype)
+    padded = torch.nn.functional.pad(rows, (0, missing)).reshape(size, values.numel())
+    return (padded * values).sum(1).to(torch.uint8)
 
 
 def _bits_of_a_byte(x: Tensor) -> Tensor:
