@@ -92,7 +92,8 @@ def test_all_names(activation: int, gate: int, device: str) -> None:
 
 def test_strides_that_are_copied(device: str) -> None:
     problem = problem_of("even", torch.float32, "nchw", None, device)
-    for x in (problem.x[:, :, ::2], problem.x.to(memory_format=torch.channels_last)[:, :, ::2]):
+    nhwc = problem.x.to(memory_format=torch.channels_last)
+    for x in (problem.x[:, :, ::2], problem.x.mT, nhwc[:, :, ::2], nhwc.mT):
         given = (x, *problem.parameters, None, 0, 0, 0)
         check_alike(decompositions()[OP.se_forward.default](*given), OP.se_forward(*given))
 
