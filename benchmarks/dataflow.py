@@ -45,15 +45,11 @@ BEGIN = {
 ADD_GROUPS, PER_8_GROUPS = 78, 51  # squeeze by rows: of a thread that adds the groups' sums
 PUT_PLANE, PER_SHUFFLE, ADD_CHUNKS = 28, 5, 90  # squeeze by planes
 DECODE, ARRIVE = 60, 28  # stream_kernel, from its loop's head and around the counter
-# Products: of a turn over 128 inputs (rows) or over 2 of a group of threads (columns) as it is
-# executed with aligned bfloat16 weights, by samples of the kernel; around the turns of a tile; of
-# an input that is staged, and for every 8 parts of its sum. The turn: its loop's instructions less
-# the branches that only float32 or unaligned weights take (37 a load).
-TURN = {"rows": {1: 172, 4: 257, 8: 375}, "columns": {1: 103, 4: 130, 8: 174}}
+# Products: of a turn of weights that are loaded together (8, with one sample 4), by samples of the
+# kernel, aligned bfloat16; around the turns of a tile; of an input that is staged, and for every 8
+# parts of its sum.
+TURN = {"rows": {1: 120, 4: 346, 8: 562}, "columns": {1: 128, 4: 344, 8: 480}}
 TILE, INPUT, PER_8_PARTS = 120, 75, 165
-# Loads of weights in a turn, each waited for before the next: bfloat16 is repacked (PRMT) right
-# behind its LDG.E.64.
-LOADS_IN_SERIES = {"rows": 4, "columns": 2}
 GRADIENT_TURN = 4 * 119 + 250  # gradients_kernel: 16 samples
 
 Task = TypeVar("Task")
@@ -68,7 +64,6 @@ class Costs:
     l2: float = L2_BANDWIDTH / CLOCK
     instructions: float = 1.0
     products: float = 1.0  # latency and instructions of the products
-    series: float = 1.0  # 0: the weights of a turn are loaded together
     fence: float = 1.0  # fences and atomics
     gradients: float = 1.0  # instructions of the gradients
     cycles: float = 1.8  # from one instruction of a warp to its next, if nobody else issues
@@ -170,6 +165,7 @@ class Product(NamedTuple):
     width: int  # inputs
     height: int  # outputs
     reduces: bool  # or expands
+    lanes: int
     outputs: int  # of a tile
     tiles: int  # of a block
 
@@ -361,10 +357,15 @@ class Simulation:
         return [self.product_of(self.c, self.r, True), self.product_of(self.r, self.c, False)]
 
     def product_of(self, width: int, height: int, reduces: bool) -> Product:
-        outputs = 32
-        if self.order == "columns" and height <= 16:
-            outputs = 16 if height > 8 else 8 if height > 4 else 4
-        return Product(width, height, reduces, outputs, ceil(height / outputs))
+        """Deal in csrc/tiling.h."""
+        if self.order == "rows":
+            lanes = min(32, power_of_two(ceil(width / 16)))
+            outputs = 256 // lanes * (1 if self.plan.group == 1 else 4)
+        else:
+            groups = min(32, power_of_two(ceil(width / 8)))
+            lanes = min(256 // groups, power_of_two(ceil(height / 4)))
+            outputs = 4 * lanes
+        return Product(width, height, reduces, lanes, outputs, ceil(height / outputs))
 
     def products_of_sample(self, sm: int) -> Steps:
         for stage in self.products():
@@ -372,31 +373,35 @@ class Simulation:
 
     def product(self, sm: int, samples: int, stage: Product) -> Steps:
         """Its tiles, one after the other."""
-        width, height, reduces, outputs, tiles = stage
+        width, height, reduces, lanes, outputs, tiles = stage
         machine, costs, order = self.machine, self.machine.costs, self.order
         kernel = 1 if samples == 1 else 4 if samples <= 4 else 8
         room = (4096 if order == "rows" else 2048) // kernel  # inputs in shared memory
-        turn_inputs = 128 if order == "rows" else 2 * 256 * 4 // outputs
+        loads, groups = 4 if kernel == 1 else 8, 256 // lanes
+        turn_inputs = 4 * lanes * (4 if kernel == 1 else 2) if order == "rows" else groups * loads
         counts = [min(room, width - begin) for begin in range(0, width, room)]
         turns = sum(ceil(count / turn_inputs) for count in counts)
         parts = self.tiling.parts if reduces else 1
-        trips = ceil(parts / 8)
+        trips = ceil(parts / 16)
         for tile in range(tiles):
             if tile == 0 or len(counts) > 1:  # inputs are staged
                 items = sum(ceil(count * kernel / 256) for count in counts)
-                each = items * (INPUT + (PER_8_PARTS * trips if parts > 1 else 0)) * costs.products
+                each = (
+                    items
+                    * (INPUT + (PER_8_PARTS * ceil(parts / 8) if parts > 1 else 0))
+                    * costs.products
+                )
                 there = machine.l2(4 * width * samples * (parts if reduces else 1))
                 waits = items * trips * L2_LATENCY * costs.products
                 yield max(there, machine.issue(sm, each, latency=waits))
-            each = TURN[order][kernel] * (turns + 0.6 * len(counts)) + TILE
-            in_series = 1 + (LOADS_IN_SERIES[order] - 1) * costs.series
-            waits = turns * in_series * L2_LATENCY
+            each, waits = TURN[order][kernel] * turns + TILE, turns * L2_LATENCY
             if order == "columns":  # groups meet in shared memory
-                rounds, trips_of_groups = max(1, kernel // 2), ceil(1024 / outputs / 8)
-                waits += rounds * (2 * BARRIER + machine.costs.cycles * 41 * trips_of_groups)
-                each += rounds * 41 * trips_of_groups / WARPS
+                rounds, at_once = max(1, kernel // 2), min(2, kernel)
+                adds = 41 * ceil(groups / 8) * ceil(outputs * at_once / 256)
+                waits += rounds * (2 * BARRIER + machine.costs.cycles * adds)
+                each += rounds * adds
             else:
-                waits += 6 * 25  # shuffles
+                waits += 25 * (lanes.bit_length() - 1)  # shuffles
             there = machine.l2(2.0 * min(outputs, height) * width)
             done = machine.issue(sm, each * costs.products, latency=waits * costs.products)
             yield max(there, done)
@@ -408,6 +413,10 @@ class Simulation:
             there = machine.l2(4 * 128 * min(16, self.n - begin)) + L2_LATENCY
             yield max(there, machine.issue(sm, GRADIENT_TURN * machine.costs.gradients))
         yield machine.store(2 * min(self.r, 64) * min(self.c, 64))
+
+
+def power_of_two(least: int) -> int:
+    return int(1 << max(least - 1, 0).bit_length())
 
 
 def blocks_by_registers(kernel: compiled.Kernel) -> int:

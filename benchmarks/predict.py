@@ -166,7 +166,6 @@ def bars(cases: list[Case]) -> list[str]:
 
 TERMS: dict[str, dict[str, float]] = {
     "as compiled": {},
-    "weights of a turn loaded together": {"series": 0},
     "products in half the time": {"products": 0.5},
     "in a quarter": {"products": 0.25},
     "in a tenth": {"products": 0.1},

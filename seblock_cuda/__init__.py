@@ -4,6 +4,7 @@
 >>> layer = SEBlock(256, 1 / 16)
 """
 
+from seblock_cuda._formulas import decompositions
 from seblock_cuda._ops import explain
 from seblock_cuda.convert import (
     Conversion,
@@ -25,6 +26,7 @@ __all__ = [
     "SEResidual",
     "SqueezeExcitation",
     "convert_se_modules",
+    "decompositions",
     "explain",
     "plot_gates",
     "record_gates",

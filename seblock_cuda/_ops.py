@@ -276,11 +276,27 @@ def _mask_rows(x: Tensor) -> tuple[int, int]:
 
 def unpack_mask(mask: Tensor, x: Tensor) -> Tensor:
     """The mask as bools of x's shape; differentiated backwards need it so."""
-    bits = mask.unsqueeze(1) >> torch.arange(16 // x.itemsize, device=mask.device) & 1
+    bits = mask.unsqueeze(1) & _bits_of_a_byte(x) != 0
     count, length = (1, x.numel()) if x.device.type == "cpu" else _mask_rows(x)
     if count and length:
         bits = bits.flatten()[: x.numel()] if count == 1 else bits.view(count, -1)[:, :length]
-    return bits.reshape(-1).bool().as_strided(x.shape, _output_like(x).stride())
+    return bits.reshape(-1).as_strided(x.shape, _output_like(x).stride())
+
+
+def pack_mask(bits: Tensor, x: Tensor) -> Tensor:
+    """The other way round."""
+    in_order = bits if _output_like(x).is_contiguous() else bits.movedim(1, -1)
+    count, length = (1, x.numel()) if x.device.type == "cpu" else _mask_rows(x)
+    values, size = _bits_of_a_byte(x), mask_bytes(x)
+    missing = size * values.numel() // max(count, 1) - length
+    rows = in_order.reshape(count, length).to(values.dtype)
+    padded = torch.nn.functional.pad(rows, (0, missing)).reshape(size, values.numel())
+    return (padded * values).sum(1).to(torch.uint8)
+
+
+def _bits_of_a_byte(x: Tensor) -> Tensor:
+    """1, 2, 4, ...: a bit for each element of x in 16 bytes."""
+    return 2 ** torch.arange(16 // x.itemsize, device=x.device)
 
 
 # Of each op: the results, allocated in the order in which the op allocates them. For torch.compile,
@@ -342,23 +358,57 @@ def _allocate(fake: Callable[..., Any], arguments: tuple[Any, ...], missing: int
     del copies, results
 
 
-def _call(op: Any, fake: Callable[..., Any], *arguments: Any) -> Any:
-    """The op; where it finds no memory, PyTorch's own error, from allocating the same here.
+def _explain_memory(error: RuntimeError, fake: Callable[..., Any], arguments: Any) -> None:
+    """Where an op found no memory: raises PyTorch's own error, from allocating the same here.
 
     Between the op and PyTorch there is a C interface, which hands on neither the type of an error
     nor its text.
     """
+    missing = re.search(r"out of memory. Could not allocate (\d+) bytes", str(error))
+    if missing is None:
+        return
     try:
-        return op(*arguments)
+        _allocate(fake, arguments, int(missing[1]))
+    except RuntimeError as cause:
+        # without its frames, which would keep the tensors alive
+        raise cause.with_traceback(None) from None
+
+
+_exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
+_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
+_AUTOGRAD_CPU = torch._C.DispatchKey.AutogradCPU
+_AUTOGRAD_CUDA = torch._C.DispatchKey.AutogradCUDA
+
+
+def se_forward(*arguments: Any) -> Any:
+    """The op without the gradient that is registered for it, which costs host time.
+
+    For callers that need none: SEBlockFunction has its own. Modes, subclasses of Tensor and
+    everything else that lies below autograd see the op.
+    """
+    if torch.compiler.is_compiling():
+        return _forward(*arguments)
+    key = _AUTOGRAD_CPU if arguments[0].is_cpu else _AUTOGRAD_CUDA
+    inside = _is_excluded(key)
+    try:
+        if inside:
+            return _forward_below(*arguments)
+        _exclude(key, True)
+        return _forward_below(*arguments)
     except RuntimeError as error:
-        missing = re.search(r"out of memory. Could not allocate (\d+) bytes", str(error))
-        if missing is None:
-            raise
-        try:
-            _allocate(fake, arguments, int(missing[1]))
-        except RuntimeError as cause:
-            # without its frames, which would keep the tensors alive
-            raise cause.with_traceback(None) from None
+        _explain_memory(error, _fake_forward, arguments)
+        raise
+    finally:
+        if not inside:
+            _exclude(key, False)
+
+
+def se_backward(*arguments: Any) -> Any:
+    """The op."""
+    try:
+        return _backward(*arguments)
+    except RuntimeError as error:
+        _explain_memory(error, _fake_backward, arguments)
         raise
 
 
@@ -366,5 +416,6 @@ if load_error is None:
     torch.library.register_fake("seblock_cuda::se_forward", _fake_forward)
     torch.library.register_fake("seblock_cuda::se_backward", _fake_backward)
     # the overloads themselves: finding them by name costs as much as running a small layer
-    se_forward = partial(_call, torch.ops.seblock_cuda.se_forward.default, _fake_forward)
-    se_backward = partial(_call, torch.ops.seblock_cuda.se_backward.default, _fake_backward)
+    _forward = torch.ops.seblock_cuda.se_forward.default
+    _backward = torch.ops.seblock_cuda.se_backward.default
+    _forward_below = _forward._op

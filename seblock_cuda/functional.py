@@ -20,6 +20,13 @@ R = TypeVar("R")
 # name -> the number that the op takes.
 _ACTIVATIONS = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
 _GATES = {name: code for code, name in enumerate(reference.GATES)}
+
+
+def names_of(activation: int, gate: int) -> tuple[str, str]:
+    """The names of the op's numbers."""
+    return tuple(_ACTIVATIONS)[activation], tuple(_GATES)[gate]
+
+
 # by residual_activation, where there is a residual
 _TAILS = {None: _ops.TAIL_ADD, "relu": _ops.TAIL_ADD_RELU}
 
@@ -74,6 +81,25 @@ class SEBlockFunction(torch.autograd.Function):
 
 
 _apply = cast("Callable[..., Tensor]", SEBlockFunction.apply)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    """What SEBlockFunction keeps, of a call of the op itself."""
+    *tensors, _, activation, gate, tail = inputs
+    saved = output[1:]
+    ctx.save_for_backward(*tensors, *saved)
+    ctx.mark_non_differentiable(*(tensor for tensor in saved if tensor is not None))
+    ctx.names = names_of(activation, gate)
+    ctx.codes = activation, gate, tail
+
+
+def _gradients(ctx: Any, dy: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    return SEBlockFunction.backward(ctx, dy)
+
+
+if _ops.load_error is None:
+    # programs of torch.export and other graphs call the op itself, and are trained
+    torch.library.register_autograd("seblock_cuda::se_forward", _gradients, setup_context=_keep)
 
 
 def squeeze_excitation(
@@ -206,7 +232,7 @@ def _kernels_serve(x: Tensor) -> bool:
     on_device = _ops.load_error is None and (x.is_cpu or (x.is_cuda and _ops.BUILT_WITH_CUDA))
     if torch.compiler.is_compiling():
         return on_device and not torch.onnx.is_in_onnx_export()
-    if torch._C._get_tracing_state() is not None:
+    if torch._C._is_tracing():
         return False  # what is traced is saved, trained or exported as the formulas
     if not on_device:
         _warn_about_device(x.device.type)

@@ -72,7 +72,9 @@ class Gradients(NamedTuple):
     dresidual: Tensor | None = None
 
 
-class _Stages(NamedTuple):
+class Stages(NamedTuple):
+    """What lies between x and the gate, in the dtype of the sums."""
+
     pooled: Tensor
     z1: Tensor
     hidden: Tensor
@@ -84,7 +86,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _excite(
+def excite(
     x: Tensor,
     reduce_weight: Tensor,
     expand_weight: Tensor,
@@ -93,7 +95,9 @@ def _excite(
     activation: str,
     gate: str,
     acc: torch.dtype,
-) -> _Stages:
+) -> Stages:
+    """The stages before the products with x; to be called under :func:`as_written`."""
+
     def cast(bias: Tensor | None) -> Tensor | None:
         return None if bias is None else bias.to(acc)
 
@@ -101,10 +105,10 @@ def _excite(
     z1 = F.linear(pooled, reduce_weight.flatten(1).to(acc), cast(reduce_bias))
     hidden = ACTIVATIONS[activation][0](z1)
     z2 = F.linear(hidden, expand_weight.flatten(1).to(acc), cast(expand_bias))
-    return _Stages(pooled, z1, hidden, GATES[gate][0](z2))
+    return Stages(pooled, z1, hidden, GATES[gate][0](z2))
 
 
-def _as_written(x: Tensor) -> AbstractContextManager[Any]:
+def as_written(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off: the formulas choose their own dtypes."""
     if torch.amp.autocast_mode.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
@@ -142,14 +146,21 @@ def forward(
             that dtype.
     """
     acc = acc_dtype or accumulation_dtype(x.dtype)
-    with _as_written(x):
-        stages = _excite(
+    with as_written(x):
+        stages = excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
         )
-        y = x * _over_space(stages.gate, x)
-        if residual is not None:
-            y = RESIDUAL_ACTIVATIONS[residual_activation](y + residual)
-        return y.to(x.dtype)
+        return scale(x, stages.gate, residual, residual_activation)
+
+
+def scale(
+    x: Tensor, gate: Tensor, residual: Tensor | None, residual_activation: str | None
+) -> Tensor:
+    """The end of :func:`forward`, from the gate on."""
+    y = x * _over_space(gate, x)
+    if residual is not None:
+        y = RESIDUAL_ACTIVATIONS[residual_activation](y + residual)
+    return y.to(x.dtype)
 
 
 def gate_values(
@@ -163,8 +174,8 @@ def gate_values(
 ) -> Tensor:
     """The gate of :func:`forward`, ``[N, C]``, in the dtype of the sums."""
     acc = accumulation_dtype(x.dtype)
-    with _as_written(x):
-        return _excite(
+    with as_written(x):
+        return excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
         ).gate
 
@@ -195,25 +206,48 @@ def backward(
     if residual is not None and residual_activation == "relu":
         y = forward(x, *parameters, activation, gate, acc, residual=residual)
         dy = torch.where(y <= 0, 0.0, dy)
-    with _as_written(x):
-        stages = _excite(
+    with as_written(x):
+        stages = excite(
             x, reduce_weight, expand_weight, reduce_bias, expand_bias, activation, gate, acc
         )
-        positions = math.prod(x.shape[2:])
-        dgate = (dy.to(acc) * x.to(acc)).sum(dim=tuple(range(2, x.dim())))
-        dz2 = dgate * GATES[gate][1](stages.gate)
-        dhidden = dz2 @ expand_weight.flatten(1).to(acc)
-        dz1 = dhidden * ACTIVATIONS[activation][1](stages.z1)
-        dpooled = dz1 @ reduce_weight.flatten(1).to(acc)
-        dx = dy * _over_space(stages.gate, x) + _over_space(dpooled / positions, x)
+        dx, dreduce, dexpand, dz1, dz2 = gradients(
+            dy, x, reduce_weight, expand_weight, stages, activation, gate
+        )
         return Gradients(
-            dx.to(x.dtype),
-            (dz1.t() @ stages.pooled).reshape(reduce_weight.shape).to(reduce_weight.dtype),
-            (dz2.t() @ stages.hidden).reshape(expand_weight.shape).to(expand_weight.dtype),
+            dx,
+            dreduce.to(reduce_weight.dtype),
+            dexpand.to(expand_weight.dtype),
             None if reduce_bias is None else dz1.sum(0).to(reduce_bias.dtype),
             None if expand_bias is None else dz2.sum(0).to(expand_bias.dtype),
             None if residual is None else dy,
         )
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    reduce_weight: Tensor,
+    expand_weight: Tensor,
+    stages: Stages,
+    activation: str,
+    gate: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dW1, dW2, dz1 and dz2 of :func:`backward`; all but dx in the dtype of the sums."""
+    acc = stages.gate.dtype
+    positions = math.prod(x.shape[2:])
+    dgate = (dy.to(acc) * x.to(acc)).sum(dim=tuple(range(2, x.dim())))
+    dz2 = dgate * GATES[gate][1](stages.gate)
+    dhidden = dz2 @ expand_weight.flatten(1).to(acc)
+    dz1 = dhidden * ACTIVATIONS[activation][1](stages.z1)
+    dpooled = dz1 @ reduce_weight.flatten(1).to(acc)
+    dx = dy * _over_space(stages.gate, x) + _over_space(dpooled / positions, x)
+    return (
+        dx.to(x.dtype),
+        (dz1.t() @ stages.pooled).reshape(reduce_weight.shape),
+        (dz2.t() @ stages.hidden).reshape(expand_weight.shape),
+        dz1,
+        dz2,
+    )
 
 
 class PlainSEBlock(nn.Module):
