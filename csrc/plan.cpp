@@ -13,7 +13,7 @@ namespace {
 constexpr double kUsableL2 = 0.6;            // of its bytes, for what is to be found there again
 constexpr int64_t kLargeX = 64 * kMiB;       // below, more of the L2 may be used
 constexpr double kSmallBonus = 1.4;          // by so much
-constexpr int64_t kStreamWeights = 200'000;  // bytes of W1 and W2 that one block works through
+constexpr int64_t kStreamWeights = 100'000;  // bytes of W1 and W2 that one block works through
 constexpr int64_t kMax32 = std::numeric_limits<int32_t>::max();
 
 // The kernels count channels, and tasks, in 32 bits; below these sizes every number here, and in

@@ -84,15 +84,15 @@ def test_the_rule(direction: str) -> None:
     assert chosen(256, 49, 49, shared=256 * 49 * 2) == "resident"
     assert chosen(256, 49, 49, shared=256 * 49 * 2 - 1) == "stream"
     assert chosen(256, 49, 50, shared=256 * 49 * 2) == "stream"
-    # 200 000 bytes of weights
-    assert chosen(1000, 1000, 50, capability=80) == "stream"
-    assert chosen(1000, 1000, 51) == chosen(1000, 1000, 50, capability=75) == "split"
+    # 100 000 bytes of weights
+    assert chosen(1000, 1000, 25, capability=80) == "stream"
+    assert chosen(1000, 1000, 26) == chosen(1000, 1000, 25, capability=75) == "split"
     # what 528 blocks are at is a third of 0.6 of the L2
     enough = 3 * 528 * TASK * 10 // 6
-    assert chosen(1000, 1000, 50, l2_bytes=enough + 16) == "stream"
-    assert chosen(1000, 1000, 50, l2_bytes=enough - 16) == "split"
-    assert chosen(1000, 1000, 50, l2_bytes=enough - 16, multiprocessors=131) == "stream"
-    assert chosen(1000, 1000, 50, l2_bytes=enough - 16, stream_blocks=3) == "stream"
+    assert chosen(1000, 1000, 25, l2_bytes=enough + 16) == "stream"
+    assert chosen(1000, 1000, 25, l2_bytes=enough - 16) == "split"
+    assert chosen(1000, 1000, 25, l2_bytes=enough - 16, multiprocessors=131) == "stream"
+    assert chosen(1000, 1000, 25, l2_bytes=enough - 16, stream_blocks=3) == "stream"
 
 
 def test_the_numbers_of_the_rule() -> None:
