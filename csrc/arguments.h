@@ -108,9 +108,9 @@ void check_saved(const Tensor& tensor, int64_t width, const Shape& shape, const 
 
 void check_mask(const OptionalTensor& mask, const Problem& problem, const Tensor& x) {
   require(mask.has_value() == (problem.tail == Tail::add_relu) &&
-              (!mask || (mask->scalar_type() == ScalarType::Byte &&
-                         mask->numel() == mask_bytes(problem) && mask->is_contiguous() &&
-                         mask->device() == x.device())),
+              (!mask ||
+               (mask->scalar_type() == ScalarType::Byte && mask->numel() == mask_bytes(problem) &&
+                mask->is_contiguous() && mask->device() == x.device())),
           "mask must be what se_forward returned");
 }
 

@@ -37,10 +37,10 @@ void check_usable(int device) {
   const std::string capability =
       std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
       std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
-  throw std::runtime_error(
-      "seblock_cuda: device " + std::to_string(device) + " has compute capability " + capability +
-      ", the kernels were not built for it (" + cudaGetErrorString(error) +
-      "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
+  throw std::runtime_error("seblock_cuda: device " + std::to_string(device) +
+                           " has compute capability " + capability +
+                           ", the kernels were not built for it (" + cudaGetErrorString(error) +
+                           "): rebuild with TORCH_CUDA_ARCH_LIST=" + capability);
 }
 
 constexpr int kMaxDevices = 64;

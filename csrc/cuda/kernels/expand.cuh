@@ -47,7 +47,7 @@ struct ExpandGradient {
   static constexpr Order kOrder = Order::columns;
   Shape shape;
   Deal deal;
-  int tiles;  // with one sample to a weight
+  int tiles;              // with one sample to a weight
   Weight<scalar> matrix;  // W1 [R, C]
   const acc_t* dz1;       // [N, R]
   acc_t* shift;           // [N, C]
