@@ -20,6 +20,9 @@ ONCE = "if (allowed.count({kernel, device})) return;"
 OUT_OF_MEMORY = '" out of memory. Could not allocate "'
 
 
+pytestmark = pytest.mark.mutants
+
+
 @dataclass(frozen=True)
 class Mutant:
     name: str

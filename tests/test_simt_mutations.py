@@ -223,10 +223,10 @@ CASES = [
         SMALL,
         "nchw",
         guards.traffic,
-        "of shared memory, which has 4096 bytes",
+        "of shared memory, which has 16128 bytes",
         (
             "constexpr int kSqueezeShared = 2 * kStagedBytes;",
-            "constexpr int kSqueezeShared = kStagedBytes / 2;",
+            "constexpr int kSqueezeShared = 2 * kStagedBytes - 256;",
         ),
     ),
     case(
