@@ -8,28 +8,33 @@ lag and blocks are the plan's own.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from benchmarks.machine import (
+    ATOMIC,
+    BARRIER,
+    BLOCK_START,
+    FENCE,
+    FLAG,
+    GAP,
+    L1_LATENCY,
+    L2_LATENCY,
+    LAUNCH,
+    MEMORY_LATENCY,
+    OVERLAPPED_GAP,
+    Costs,
+    Machine,
+    Steps,
+)
 from build_tools import compiled
 from seblock_cuda import _core
 
 ROOT = Path(__file__).resolve().parent.parent
-CLOCK = 1.755e9  # everything below is in cycles of it, and in bytes
-L2_BANDWIDTH = 5.5e12  # reads and writes
-L2_USABLE = 0.6 * 50 * 2**20
-FENCE, FLAG, ATOMIC = 700, 500, 843  # a flag: until a poll sees it; an atomic: there and back
-L2_LATENCY, MEMORY_LATENCY, L1_LATENCY, BARRIER = 270, 600, 40, 30
-STORES_BEHIND = 4e-6 * CLOCK  # stores wait if the memory is further behind than this
-LAUNCH, GAP, OVERLAPPED_GAP = (us * 1e-6 * CLOCK for us in (1.5, 1.0, 0.5))  # a memset: LAUNCH
-BLOCK_START = 400
-ISSUE = 4 * 0.9  # instructions of warps that a multiprocessor starts in a cycle
-WARPS, TASK_VECTORS = 8, 4  # of a block; of a thread and task
+TASK_VECTORS = 4  # of a thread and task
 
 # Instructions outside a task's vectors, counted in the sm_90 code of strategy split (bfloat16, no
 # tail): from the entry to the first 16-byte load of the path, or to the branch around the first
@@ -53,107 +58,6 @@ TILE, INPUT, PER_8_PARTS = 120, 75, 165
 GRADIENT_TURN = 4 * 119 + 250  # gradients_kernel: 16 samples
 
 Task = TypeVar("Task")
-Steps = Generator["float | None", None, None]  # of a block: yields when it goes on
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the machine costs; factors shrink a term of the model or take it out."""
-
-    hbm: float  # bytes a cycle
-    l2: float = L2_BANDWIDTH / CLOCK
-    instructions: float = 1.0
-    products: float = 1.0  # latency and instructions of the products
-    fence: float = 1.0  # fences and atomics
-    gradients: float = 1.0  # instructions of the gradients
-    cycles: float = 1.8  # from one instruction of a warp to its next, if nobody else issues
-
-
-@dataclass
-class Machine:
-    costs: Costs
-    multiprocessors: int
-    now: float = 0.0
-    hbm_free: float = 0.0
-    l2_free: float = 0.0
-    moved: float = 0.0  # bytes, by the memory
-    issue_free: list[float] = field(default_factory=list)
-    events: list[tuple[float, int, Steps]] = field(default_factory=list)
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        self.issue_free = [0.0] * self.multiprocessors
-
-    def l2(self, size: float) -> float:
-        self.l2_free = max(self.l2_free, self.now) + size / self.costs.l2
-        return self.l2_free
-
-    def memory(self, size: float) -> float:
-        """When so many bytes are there, without the latency."""
-        self.hbm_free = max(self.hbm_free, self.now) + size / self.costs.hbm
-        self.moved += size
-        return max(self.hbm_free, self.l2(size))
-
-    def again(self, size: float, mark: float) -> float:
-        """The same of what was read when `mark` bytes had been moved: from the L2 what is there."""
-        hit = min(1.0, max(0.0, (1.6 - (self.moved - mark) / L2_USABLE) / 0.8))
-        there = self.l2(size) + L2_LATENCY
-        if hit < 1:
-            self.hbm_free = max(self.hbm_free, self.now) + size * (1 - hit) / self.costs.hbm
-            self.moved += size * (1 - hit)
-            there = max(there, self.hbm_free + MEMORY_LATENCY)
-        return there
-
-    def store(self, size: float) -> float:
-        self.memory(size)
-        return max(self.now, self.hbm_free - STORES_BEHIND)
-
-    def issue(self, sm: int, each: float, more: float = 0.0, latency: float = 0.0) -> float:
-        """When a block is done with `each` instructions a warp and `more` of single warps."""
-        factor = self.costs.instructions
-        total = (WARPS * each + more) * factor
-        self.issue_free[sm] = max(self.issue_free[sm], self.now) + total / ISSUE
-        return max(self.issue_free[sm], self.now + self.costs.cycles * each * factor + latency)
-
-    def resume(self, at: float, block: Steps) -> None:
-        self.count += 1
-        heapq.heappush(self.events, (at, self.count, block))
-
-    def run(self, blocks: Iterable[Steps]) -> None:
-        """Until all blocks have ended, and their stores."""
-        for block in blocks:
-            self.resume(self.now, block)
-        while self.events:
-            self.now, _, self.running = heapq.heappop(self.events)
-            if (at := next(self.running, None)) is not None:
-                self.resume(at, self.running)
-        self.now = max(self.now, self.hbm_free)
-
-
-class Tiling:
-    """csrc/tiling.h, for 16-bit elements."""
-
-    def __init__(self, c: int, s: int, layout: str) -> None:
-        self.groups = self.chunks = 1
-        if layout == "nhwc":
-            self.path = "rows"
-            wide = ceil(c / 8 / ceil(c / 8 / 16))
-            self.lanes = wide if ceil(c / 8) % 2 else wide + wide % 2
-            self.groups = 256 // self.lanes
-            rows = ceil(s / ceil(s / (TASK_VECTORS * self.groups)))
-            self.parts = ceil(s / rows)
-            self.strips = self.runs = self.parts * ceil(c / 8 / self.lanes)
-            return
-        self.path, self.parts, self.runs = "planes", 1, ceil(c * s / 8 / (TASK_VECTORS * 256))
-        vectors = (s + 6) // 8 + 1 if s % 8 else s // 8
-        if vectors < 8:
-            self.path, self.lanes, planes = "small planes", 0, 2 * ((4096 - 16) // s)
-        else:
-            self.lanes = min(1 << (ceil(vectors / TASK_VECTORS) - 1).bit_length(), 32)
-            pieces = ceil(vectors / (TASK_VECTORS * self.lanes))
-            self.chunks, self.parts = min(pieces, 8), ceil(pieces / 8)
-            planes = 256 // self.lanes if self.lanes < 32 else 8 // self.chunks
-        self.strips = self.parts * ceil(c / planes)
 
 
 @cache
@@ -178,7 +82,9 @@ class Simulation:
     ) -> None:
         self.n, self.c, self.s, self.r = shape
         self.forward, self.plan = direction == "forward", plan
-        self.tiling = Tiling(self.c, self.s, layout)
+        self.tiling = _core.Tiling(self.c, self.s, "bfloat16", layout)
+        planes = "small planes" if self.tiling.small_planes else "planes"
+        self.path = "rows" if self.tiling.by_rows else planes
         self.order = "rows" if self.forward else "columns"
         self.machine = Machine(costs, _core.known_device("H100").multiprocessors)
         self.sample_bytes = 2 * self.c * self.s
@@ -302,18 +208,18 @@ class Simulation:
 
     def squeeze(self, sm: int, sample: int, strip: int) -> Steps:
         tiling, machine = self.tiling, self.machine
-        tensors, rounds = (1 if self.forward else 2), (2 if tiling.path == "small planes" else 1)
+        tensors, rounds = (1 if self.forward else 2), (2 if self.path == "small planes" else 1)
         size = self.sample_bytes / tiling.strips
-        vector = self.squeezes.loops[tiling.path]["sm_90"].instructions
+        vector = self.squeezes.loops[self.path]["sm_90"].instructions
         for _ in range(rounds):
-            yield machine.issue(sm, BEGIN["squeeze", tiling.path][not self.forward] / rounds)
+            yield machine.issue(sm, BEGIN["squeeze", self.path][not self.forward] / rounds)
             yield machine.memory(tensors * size / rounds) + MEMORY_LATENCY
             # a thread adds a plane
-            alone = machine.costs.cycles * 2.6 * self.s if tiling.path == "small planes" else 0.0
+            alone = machine.costs.cycles * 2.6 * self.s if self.path == "small planes" else 0.0
             yield machine.issue(sm, TASK_VECTORS * vector / rounds, latency=alone)
         self.marks[sample][strip] = machine.moved
         machine.memory(4 * self.c * tiling.parts / tiling.strips)
-        if tiling.path == "rows":
+        if self.path == "rows":
             add = ADD_GROUPS + PER_8_GROUPS * ceil(tiling.groups / 8)
             yield machine.issue(
                 sm, 3, add * ceil(tiling.lanes / 4), BARRIER + machine.costs.cycles * add
@@ -340,7 +246,7 @@ class Simulation:
     ) -> Steps:
         tiling, machine = self.tiling, self.machine
         path = "rows"
-        if tiling.path != "rows":
+        if self.path != "rows":
             path = "planes" if self.s % 8 else "planes of whole vectors"
         yield machine.issue(sm, BEGIN["scale", path][not self.forward])
         there = read()
@@ -357,15 +263,9 @@ class Simulation:
         return [self.product_of(self.c, self.r, True), self.product_of(self.r, self.c, False)]
 
     def product_of(self, width: int, height: int, reduces: bool) -> Product:
-        """Deal in csrc/tiling.h."""
-        if self.order == "rows":
-            lanes = min(32, power_of_two(ceil(width / 16)))
-            outputs = 256 // lanes * (1 if self.plan.group == 1 else 4)
-        else:
-            groups = min(32, power_of_two(ceil(width / 8)))
-            lanes = min(256 // groups, power_of_two(ceil(height / 4)))
-            outputs = 4 * lanes
-        return Product(width, height, reduces, lanes, outputs, ceil(height / outputs))
+        deal = _core.Deal(self.order == "rows", width, height)
+        outputs = deal.outputs(self.plan.group)
+        return Product(width, height, reduces, deal.lanes, outputs, ceil(height / outputs))
 
     def products_of_sample(self, sm: int) -> Steps:
         for stage in self.products():
@@ -413,10 +313,6 @@ class Simulation:
             there = machine.l2(4 * 128 * min(16, self.n - begin)) + L2_LATENCY
             yield max(there, machine.issue(sm, GRADIENT_TURN * machine.costs.gradients))
         yield machine.store(2 * min(self.r, 64) * min(self.c, 64))
-
-
-def power_of_two(least: int) -> int:
-    return int(1 << max(least - 1, 0).bit_length())
 
 
 def blocks_by_registers(kernel: compiled.Kernel) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.dataflow import CLOCK, LAUNCH, ROOT, Costs, Simulation
+from benchmarks.dataflow import ROOT, Simulation
+from benchmarks.machine import CLOCK, LAUNCH, Costs
 from benchmarks.workloads import Workload, load
 from seblock_cuda import _core
 

@@ -63,6 +63,14 @@ Plan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dt
               forced(strategy, group, lag, blocks));
 }
 
+Tiling tiling_from(int64_t c, int64_t s, const std::string& dtype, const std::string& layout) {
+  Problem problem{};
+  problem.shape = {1, c, s, 1};
+  problem.layout = layout_from(layout);
+  problem.dtype = dtype_from(dtype);
+  return Tiling(problem);
+}
+
 py::dict build_info_dict() {
   const BuildInfo info = build_info();
   py::dict out;
@@ -133,5 +141,25 @@ PYBIND11_MODULE(_core, m) {
         py::arg("lag") = 0, py::arg("blocks") = 0,
         "The plan for x [n, c, s] (nchw) or [n, s, c] (nhwc) and r reduced channels. What is 0 or "
         "empty is as the rule has it.");
+
+  py::class_<Tiling>(m, "Tiling", "How a sample is divided into tasks: see csrc/tiling.h.")
+      .def(py::init(&tiling_from), py::arg("c"), py::arg("s"), py::arg("dtype"), py::arg("layout"))
+      .def_property_readonly("by_rows",
+                             [](const Tiling& tiling) { return tiling.layout == Layout::nhwc; })
+      .def_property_readonly("small_planes", &Tiling::small_planes)
+      .def_readonly("lanes", &Tiling::lanes)
+      .def_readonly("groups", &Tiling::groups)
+      .def_readonly("chunks", &Tiling::chunks)
+      .def_readonly("parts", &Tiling::parts)
+      .def_readonly("strips", &Tiling::strips)
+      .def_readonly("runs", &Tiling::runs);
+  py::class_<Deal>(m, "Deal", "How a product is dealt to threads: see csrc/tiling.h.")
+      .def(py::init([](bool by_rows, int64_t width, int64_t height) {
+             return Deal(by_rows ? Order::rows : Order::columns, width, height);
+           }),
+           py::arg("by_rows"), py::arg("width"), py::arg("height"))
+      .def_property_readonly("lanes", [](const Deal& deal) { return 1 << deal.shift; })
+      .def("outputs", &Deal::outputs, py::arg("samples"));
+
   m.def("build_info", &build_info_dict, "What the library was built with.");
 }

@@ -120,16 +120,13 @@ struct Tiling {
 };
 
 // How a product W in, W of [height, width] by rows or of [width, height] by columns, is dealt to
-// the threads of a block: by its shape alone, so that a sum is the same for every number of
-// samples.
+// the threads of a block: by its shape alone, so that a sum is the same for any number of samples.
 //
 //   rows      2^shift lanes share a row, each takes 4 neighbours of every 4 * 2^shift
-//   columns   2^shift lanes side by side take 4 columns each, the groups of threads above each
-//   other
-//             every so many inputs
+//   columns   2^shift lanes side by side take 4 columns each, 256 / 2^shift groups of threads
+//             above each other take every so many inputs
 //
-// A thread has 4 loads of a row, 8 of its columns, or more where there are more inputs than 512 and
-// 256.
+// A thread has up to 4 loads of a row of 512 inputs, up to 8 of a column of 256.
 enum class Order { rows, columns };
 
 struct Deal {
@@ -154,7 +151,9 @@ struct Deal {
     if (order == Order::columns) return 4 << shift;
     return (kBlockThreads >> shift) * rows_of_thread(samples);
   }
-  int64_t tiles(int64_t height, int samples) const { return ceil_div(height, outputs(samples)); }
+  int tiles(int64_t height, int samples) const {
+    return static_cast<int>(ceil_div(height, outputs(samples)));
+  }
 
   // With several samples to a weight a thread has several rows to an input.
   SEBLOCK_HOST_DEVICE static constexpr int rows_of_thread(int samples) {

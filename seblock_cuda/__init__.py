@@ -5,7 +5,6 @@
 """
 
 from seblock_cuda._formulas import decompositions
-from seblock_cuda._ops import explain
 from seblock_cuda.convert import (
     Conversion,
     ConversionReport,
@@ -15,6 +14,7 @@ from seblock_cuda.convert import (
 from seblock_cuda.functional import SEBlockFunction, squeeze_excitation, use_fused_se
 from seblock_cuda.gates import plot_gates, record_gates
 from seblock_cuda.layers import EffectiveSE, SEBlock, SEResidual, SqueezeExcitation
+from seblock_cuda.plans import explain
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,7 +7,8 @@ from itertools import product
 import pytest
 
 from benchmarks import predict
-from benchmarks.dataflow import CLOCK, Costs, Simulation, Tiling
+from benchmarks.dataflow import Simulation
+from benchmarks.machine import CLOCK, Costs
 from benchmarks.workloads import load
 from seblock_cuda import _core
 
@@ -66,14 +67,3 @@ def test_every_row_is_in_the_table() -> None:
 def test_the_committed_figures_are_the_model_s(row: str, layout: str) -> None:
     """If not: python -m benchmarks.predict."""
     assert predict.line(WORKLOADS[row], layout) in PAGE.splitlines()
-
-
-@pytest.mark.parametrize("layout", predict.LAYOUTS)
-def test_tasks_are_cut_as_the_plan_has_them(layout: str) -> None:
-    """The sums' bytes and the blocks of a small launch tell parts and tasks of csrc/tiling.h."""
-    for workload in WORKLOADS.values():
-        c, s, r = workload.channels, workload.height * workload.width, workload.reduced
-        tiling = Tiling(c, s, layout)
-        plan = _core.plan(1, c, s, r, "bfloat16", layout, "bfloat16", True, strategy="stream")
-        assert plan.traffic.small == 4 * (tiling.parts * c + r + c)
-        assert plan.blocks == min(tiling.strips + tiling.runs, 528), workload.name

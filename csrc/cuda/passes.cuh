@@ -75,17 +75,15 @@ auto pass_of(const ForwardParams& p, const Plan& plan) {
   const WorkspaceOf<acc_t> workspace(p.workspace, plan.workspace);
   const Sums<acc_t> sums{workspace.sums, shape.n, shape.c};
   const Deal reduce(Order::rows, shape.c, shape.r), expand(Order::rows, shape.r, shape.c);
-  const auto reduce_tiles = static_cast<int>(reduce.tiles(shape.r, 1));
-  const auto expand_tiles = static_cast<int>(expand.tiles(shape.c, 1));
   const auto* x = static_cast<const scalar*>(p.x);
   auto* z1 = static_cast<acc_t*>(p.z1);
   auto* gate = static_cast<acc_t*>(p.gate);
   return Pass<Input<scalar>, Reduce<scalar>, Expand<scalar>, Gated<scalar, kTail>>{
       {shape, tiling, vectors_per_sample(problem), {x}, sums},
-      {shape, reduce, reduce_tiles, tiling.parts,
+      {shape, reduce, reduce.tiles(shape.r, 1), tiling.parts,
        weight_of<scalar>(problem, p.weights.reduce, shape.c),
        weight_of<scalar>(problem, p.weights.reduce_bias), sums, static_cast<acc_t*>(p.pooled), z1},
-      {shape, expand, expand_tiles, problem.activation, problem.gate,
+      {shape, expand, expand.tiles(shape.c, 1), problem.activation, problem.gate,
        weight_of<scalar>(problem, p.weights.expand, shape.r),
        weight_of<scalar>(problem, p.weights.expand_bias), z1, gate},
       {x, gate, static_cast<const scalar*>(p.residual), static_cast<uint8_t*>(p.mask),
@@ -101,8 +99,6 @@ auto pass_of(const BackwardParams& p, const Plan& plan) {
   const WorkspaceOf<acc_t> workspace(p.workspace, plan.workspace);
   const Sums<acc_t> sums{workspace.sums, shape.n, shape.c};
   const Deal reduce(Order::columns, shape.c, shape.r), expand(Order::columns, shape.r, shape.c);
-  const auto reduce_tiles = static_cast<int>(reduce.tiles(shape.r, 1));
-  const auto expand_tiles = static_cast<int>(expand.tiles(shape.c, 1));
   const auto* gate = static_cast<const acc_t*>(p.gate);
   return Pass<InputTimesGradient<scalar, kMasked>, ReduceGradient<scalar>, ExpandGradient<scalar>,
               GatedGradient<scalar, kMasked>>{
@@ -112,11 +108,11 @@ auto pass_of(const BackwardParams& p, const Plan& plan) {
        {static_cast<const scalar*>(p.x), static_cast<const scalar*>(p.dy),
         static_cast<const uint8_t*>(p.mask), static_cast<scalar*>(p.dresidual)},
        sums},
-      {shape, reduce, reduce_tiles, tiling.parts, problem.activation, problem.gate,
+      {shape, reduce, reduce.tiles(shape.r, 1), tiling.parts, problem.activation, problem.gate,
        weight_of<scalar>(problem, p.weights.expand, shape.r), sums, gate,
        static_cast<const acc_t*>(p.z1), workspace.dz2, workspace.dz1},
-      {shape, expand, expand_tiles, weight_of<scalar>(problem, p.weights.reduce, shape.c),
-       workspace.dz1, workspace.shift},
+      {shape, expand, expand.tiles(shape.c, 1),
+       weight_of<scalar>(problem, p.weights.reduce, shape.c), workspace.dz1, workspace.shift},
       {static_cast<const scalar*>(p.mask ? p.dresidual : p.dy), gate, workspace.shift,
        static_cast<scalar*>(p.dx)}};
 }

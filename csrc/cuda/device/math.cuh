@@ -61,4 +61,17 @@ struct alignas(16) Quad {
   acc_t value[kCount];
 };
 
+// put(q, quad) for every quad of the values.
+template <typename acc_t, int kCount, typename Put>
+SEBLOCK_DEVICE void in_quads(const acc_t (&values)[kCount], const Put& put) {
+  constexpr int kQuad = Quad<acc_t>::kCount;
+#pragma unroll
+  for (int q = 0; q < kCount / kQuad; ++q) {
+    Quad<acc_t> quad;
+#pragma unroll
+    for (int e = 0; e < kQuad; ++e) quad.value[e] = values[q * kQuad + e];
+    put(q, quad);
+  }
+}
+
 }  // namespace seblock::cuda

@@ -70,7 +70,7 @@ scale_kernel(AnyPass p) {
 
 template <typename Stage>
 void launch_product(const Stage& stage, const Plan& plan, void* stream) {
-  const auto tiles = static_cast<int>(stage.deal.tiles(stage.height(), plan.group));
+  const int tiles = stage.deal.tiles(stage.height(), plan.group);
   const ProductParams<Stage> params{stage, stage.shape.n, plan.group, Divisor32(tiles), tiles};
   launch(Stage::kName, product_kernel<Stage>, ceil_div(stage.shape.n, plan.group) * tiles,
          kProductShared, stream, params, plan.overlap);

@@ -154,6 +154,7 @@ class Product {
   // A thread has kRows rows of W and every lanes-th four inputs of them. The lanes' sums meet by
   // exchange.
   static constexpr int kRows = Deal::rows_of_thread(kSamples);
+
   SEBLOCK_DEVICE void rows(int first_tile, int end_tile) const {
     const auto height = static_cast<int>(stage_.height());
     const int shift = stage_.deal.shift, lanes = 1 << shift;
@@ -178,6 +179,7 @@ class Product {
       }
     }
   }
+
   template <typename Weights>
   SEBLOCK_DEVICE void add_rows(const Weights& weights, int output, int begin, int count,
                                acc_t (&sum)[kRows * kSamples]) const {
@@ -287,13 +289,9 @@ class Product {
         if (round > 0 || tile > first_tile) sync_threads();
 #pragma unroll
         for (int g = 0; g < kAtOnce; ++g) {
-#pragma unroll
-          for (int q = 0; q < kTogether / kQuad; ++q) {
-            Quad<acc_t> quad;
-#pragma unroll
-            for (int e = 0; e < kQuad; ++e) quad.value[e] = sum[round + g][q * kQuad + e];
+          in_quads(sum[round + g], [&](int q, const Quad<acc_t>& quad) {
             quads[((group * kAtOnce + g) * outputs + lane * kTogether) / kQuad + q] = quad;
-          }
+          });
         }
         sync_threads();
         for (int item = thread; item < outputs * kAtOnce; item += kBlockThreads) {

@@ -179,15 +179,8 @@ class Squeeze {
     constexpr int kQuad = Quad<acc_t>::kCount, kQuads = kL / kQuad;
     const auto quads = shared_memory<Quad<acc_t>>();
     const int pitch = groups * lanes;
-    if (group < groups) {
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        Quad<acc_t> quad;
-#pragma unroll
-        for (int e = 0; e < kQuad; ++e) quad.value[e] = sum[q * kQuad + e];
-        quads[q * pitch + thread] = quad;
-      }
-    }
+    if (group < groups)
+      in_quads(sum, [&](int q, const Quad<acc_t>& quad) { quads[q * pitch + thread] = quad; });
     sync_threads();
     const auto flat = shared_memory<acc_t>();
     const int width = lanes * kQuad;  // a thread a channel: first those of the vectors' first quads
@@ -270,7 +263,7 @@ class Squeeze {
   // The strip's planes pass through shared memory as terms, half of them at a time; a thread sums a
   // plane.
   SEBLOCK_DEVICE void small_planes(int strip) const {
-    constexpr int kPerRound = kVectors / 2, kQuad = Quad<acc_t>::kCount, kQuads = kL / kQuad;
+    constexpr int kPerRound = kVectors / 2, kQuads = kL / Quad<acc_t>::kCount;
     const auto terms = shared_memory<Quad<acc_t>>();  // [vectors of a round, kQuads]
     const auto flat = shared_memory<acc_t>();
     const int thread = thread_index(), staged = tiling_.staged, s = static_cast<int>(shape_.s);
@@ -298,13 +291,7 @@ class Squeeze {
         acc_t term[kL];
         source_.template terms<kAligned>(loaded[u], place_in_plane(vector),
                                          vector * kL >= first.begin, term);
-#pragma unroll
-        for (int q = 0; q < kQuads; ++q) {
-          Quad<acc_t> quad;
-#pragma unroll
-          for (int e = 0; e < kQuad; ++e) quad.value[e] = term[q * kQuad + e];
-          terms[at * kQuads + q] = quad;
-        }
+        in_quads(term, [&](int q, const Quad<acc_t>& quad) { terms[at * kQuads + q] = quad; });
       }
       sync_threads();
       const int lead = static_cast<int>(first.begin - first.first * kL);
