@@ -80,12 +80,13 @@ bench: ready
 	$(RUN) -m benchmarks.op $(ARGS)
 
 CPU_RESULTS := benchmarks/results/cpu-$(shell date +%Y%m%d)
+cpu-results: export GLIBC_TUNABLES = glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368
 cpu-results: ready
 	$(RUN) -m benchmarks.op --device cpu --providers fused plain compile copy --results $(CPU_RESULTS) $(ARGS)
-	$(RUN) -m benchmarks.op --device cpu --allocator keep --results $(CPU_RESULTS)/keep $(ARGS)
-	$(RUN) -m benchmarks.truth --device cpu --results $(CPU_RESULTS)
-	$(RUN) -m benchmarks.scaling --device cpu --max-mb 128 --results $(CPU_RESULTS) $(ARGS)
 	$(RUN) -m benchmarks.model --device cpu --batch 8 --layout nhwc --results $(CPU_RESULTS)
+	$(RUN) -m benchmarks.scaling --device cpu --max-mb 128 --results $(CPU_RESULTS) $(ARGS)
+	env -u GLIBC_TUNABLES $(RUN) -m benchmarks.op --device cpu --results $(CPU_RESULTS)/system $(ARGS)
+	env -u GLIBC_TUNABLES $(RUN) -m benchmarks.truth --device cpu --results $(CPU_RESULTS)
 
 readme: ready
 	$(RUN) -m benchmarks.plot

@@ -29,7 +29,7 @@ from benchmarks.model_table import table
 from benchmarks.networks import NETWORKS, SE_KINDS, Network
 from benchmarks.options import choose_device
 from benchmarks.problems import LAYOUTS
-from benchmarks.record import ModelRow, Record, timed, write_environment
+from benchmarks.record import ModelRow, Record, malloc, timed, write_environment
 
 MODES = ("eager", "compile")
 QUICK_BATCH, QUICK_SIZE = 2, 32
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # as one trains: sizes never change
     method: dict[str, object] = {"seconds": options.seconds or 3.0, "quick": options.quick}
-    method |= {} if on_cuda else {"threads": options.threads}
+    method |= {} if on_cuda else {"threads": options.threads, "malloc": malloc()}
     record = Record(options.results, "model", ModelRow, method)
     write_environment(options.results, device, method)
     cases = [

@@ -26,7 +26,7 @@ from benchmarks import providers, timing
 from benchmarks.options import Setting, parser, settings
 from benchmarks.problems import DTYPES, Problem
 from benchmarks.providers import GRAPHS, PROVIDERS
-from benchmarks.record import OpRow, Record, timed, write_environment
+from benchmarks.record import OpRow, Record, malloc, timed, write_environment
 from benchmarks.tables import OURS, compare, summary, table
 from benchmarks.validate import Bar
 from benchmarks.workloads import Workload, load, select
@@ -204,10 +204,9 @@ def run(
     """Measures the workloads into `<name>.csv` of the results folder; the exit code."""
     started = time.monotonic()
     torch.set_num_threads(setting.threads)
-    kept = options.allocator == "keep" and timing.keep_freed_memory()
-    method = {"seconds": setting.seconds}
+    method: dict[str, object] = {"seconds": setting.seconds}
     if not setting.on_cuda:
-        method |= {"threads": setting.threads, "allocator": "keep" if kept else "system"}
+        method |= {"threads": setting.threads, "malloc": malloc()}
     record = Record(options.results, name, OpRow, method)
     write_environment(options.results, setting.device, method)
     cases = cases_of(options, workloads)

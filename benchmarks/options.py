@@ -53,12 +53,6 @@ def parser(program: str, about: str) -> argparse.ArgumentParser:
     add("--cache", nargs="+", choices=["cold", "hot"], help="CUDA; default cold")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
-    add(
-        "--allocator",
-        choices=["keep", "system"],
-        default="system",
-        help="on the CPU: keep freed memory, so that no call has page faults; or malloc as it is",
-    )
     add("--seconds", type=float, help="time for each measurement; default 0.3")
     add("--max-mb", type=float, help=f"scale the batch so that x fits; default {CPU_MAX_MB} on CPU")
     add("--quick", action="store_true", help="small batches, short measurements")

@@ -61,8 +61,8 @@ def device_section(folder: Path | None, on_cpu: bool, root: Path) -> str:
     else:
         items = _preferred(items)
         blocks = [_heading(where, folder, items, link), op_table(items)]
-        kept = _preferred(_of(folder / "keep" / "op.csv"))
-        blocks += [_kept_sentence(kept)] if kept else []
+        system = _preferred(_of(folder / "system" / "op.csv"))
+        blocks += [_system_sentence(system)] if system else []
         blocks += [TAIL_HEADING, op_table(tails)] if tails else []
         kind = f"{items[0].row.dtype}_both_{items[0].row.cache}"
         blocks += _picture(folder, f"op_{kind}", "percent of the copy's speed", root)
@@ -151,17 +151,15 @@ def _times(values: Iterable[float | None], unit: str = "x", worst: Any = min) ->
     return mean if len(measured) == 1 else f"{mean} ({worst(measured):.1f}{unit})"
 
 
-def _kept_sentence(items: Sequence[Comparison]) -> str:
+def _system_sentence(items: Sequence[Comparison]) -> str:
     told = []
     for direction, name in DIRECTIONS.items():
         of_direction = [item for item in items if item.row.direction == direction]
         told.append(f"{name} {_times([item.speed_up('plain') for item in of_direction])}")
-    largest = max(item.x_bytes for item in items) / 1e6
     return (
-        "Much of that is page faults: what plain PyTorch allocates comes fresh from the system on "
-        "every call, while this layer keeps its memory ([docs/design.md](docs/design.md)). Where "
-        f"malloc keeps everybody's (`--allocator keep`, x up to {largest:.0f} MB), over plain: "
-        f"{', '.join(told)}."
+        "That is with a malloc that keeps freed memory, which everybody who trains on a CPU should "
+        "have ([docs/benchmarks.md](docs/benchmarks.md#memory-on-a-cpu)). With malloc as it "
+        f"is, page faults slow everything down; over plain: {', '.join(told)}."
     )
 
 

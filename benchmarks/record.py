@@ -220,6 +220,12 @@ def gpu_state() -> dict[str, str] | None:
     return dict(zip(names.split(","), map(str.strip, first.split(",")))) or None
 
 
+def malloc() -> dict[str, str]:
+    """What the environment sets of malloc."""
+    names = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def processor_name() -> str:
     """The processor's name as Linux gives it, else the architecture."""
     try:

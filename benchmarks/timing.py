@@ -4,8 +4,9 @@ CPU: `torch.utils.benchmark.Timer` at a stated thread count. The providers take 
 rounds each, so that a slow spell of the machine falls on all of them; the median, p20 and p80 are
 over the blocks of all rounds (a block is as many calls as make the clock's cost negligible). Every
 call works on the same tensors: what fits in the processor's caches stays there ("hot"), for every
-provider alike. With malloc as it is, page faults count: glibc hands large blocks back to the system
-or not depending on what was allocated before. `keep_freed_memory` takes them out of the result.
+provider alike. With malloc as it is, page faults count, and glibc hands large blocks back to the
+system or not depending on what was allocated before: `make cpu-results` measures with a malloc that
+keeps them, and once more without.
 
 CUDA: events around every call after a warm-up, providers in turns. Calls rotate through enough sets
 of inputs that none of them is still in the L2 cache ("cold"), or repeat on one set ("hot"). Below
@@ -17,7 +18,6 @@ one call launches is what `torch.profiler` sees on the device: kernels, copies a
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import statistics
 import time
@@ -54,19 +54,6 @@ class Timing:
 
     def percentile_ms(self, percent: float) -> float:
         return float(np.percentile(self.samples_ms, percent))
-
-
-def keep_freed_memory() -> bool:
-    """Makes malloc keep what is freed, so that timed calls have no page faults; False if it cannot.
-
-    It can with glibc. For the whole process, for good.
-    """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def time_cpu(

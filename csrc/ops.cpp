@@ -217,10 +217,12 @@ STABLE_TORCH_LIBRARY(seblock_cuda, m) {
   m.def("cpu_capability() -> str");
   m.def("cuda_problem() -> str");  // why no device can run the CUDA kernels, if that is so
   // -> y, pooled, z1, gate, mask; mask: None but with a ReLU
-  m.def(
-      "se_forward(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, "
+  const std::string forward =
+      "(Tensor x, Tensor reduce_weight, Tensor expand_weight, Tensor? reduce_bias, "
       "Tensor? expand_bias, Tensor? residual, int activation, int gate, int tail) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)";
+  m.def(("se_forward" + forward).c_str());
+  m.def(("se_forward_no_grad" + forward).c_str());  // never gets a gradient: see _ops.py
   // -> dx, dW1, dW2, db1, db2, dresidual; None: a bias's that is not asked for, dresidual but with
   // a mask
   m.def(
@@ -237,12 +239,14 @@ STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CPU, m) {
   m.impl("se_forward", TORCH_BOX(&seblock::se_forward<seblock::CpuBackend>));
+  m.impl("se_forward_no_grad", TORCH_BOX(&seblock::se_forward<seblock::CpuBackend>));
   m.impl("se_backward", TORCH_BOX(&seblock::se_backward<seblock::CpuBackend>));
 }
 
 #ifdef SEBLOCK_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CUDA, m) {
   m.impl("se_forward", TORCH_BOX(&seblock::se_forward<seblock::CudaBackend>));
+  m.impl("se_forward_no_grad", TORCH_BOX(&seblock::se_forward<seblock::CudaBackend>));
   m.impl("se_backward", TORCH_BOX(&seblock::se_backward<seblock::CudaBackend>));
 }
 #endif

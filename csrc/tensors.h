@@ -10,15 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/kept_memory.h"
 #include "se_types.h"
-
-// Weak: only torch 2.11 and newer has it.
-extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
-    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* out, int32_t layout,
-    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
-    void (*deleter)(void* data, void* context), void* context);
 
 namespace seblock {
 namespace {
@@ -80,31 +72,13 @@ int64_t bytes_of(int64_t dims, const int64_t* sizes, int32_t torch_dtype) {
   return bytes;
 }
 
-// A tensor without gaps in memory that cpu/kept_memory.h has for it, or null.
-AtenTensorHandle in_kept_memory(int64_t dims, const int64_t* sizes, const int64_t* strides,
-                                int32_t torch_dtype) {
-  const int64_t bytes = bytes_of(dims, sizes, torch_dtype);
-  void* memory = torch_from_blob ? cpu::take_memory(bytes) : nullptr;
-  if (!memory) return nullptr;
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError failed = torch_from_blob(
-      memory, dims, sizes, strides, 0, torch_dtype, aoti_torch_device_type_cpu(), -1, &handle,
-      aoti_torch_layout_strided(), nullptr, 0,
-      [](void* data, void*) { cpu::give_back_memory(data); }, nullptr);
-  if (failed) cpu::give_back_memory(memory);
-  TORCH_ERROR_CODE_CHECK(failed);
-  return handle;
-}
-
 // Straight to the allocator: a call through the dispatcher costs several times as much, and small
 // layers are bound by the host.
 Tensor empty(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t torch_dtype,
              const Tensor& like) {
   const auto device = like.device();
   AtenTensorHandle handle = nullptr;
-  if (like.is_cpu()) handle = in_kept_memory(dims, sizes, strides, torch_dtype);
-  if (!handle &&
-      aoti_torch_empty_strided(dims, sizes, strides, torch_dtype,
+  if (aoti_torch_empty_strided(dims, sizes, strides, torch_dtype,
                                static_cast<int32_t>(device.type()), device.index(), &handle))
     throw std::runtime_error(std::string("seblock_cuda: ") + (like.is_cpu() ? "CPU" : "CUDA") +
                              " out of memory. Could not allocate " +

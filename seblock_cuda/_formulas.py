@@ -26,7 +26,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """
     _ops.require()
     table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions()
-    table[torch.ops.seblock_cuda.se_forward.default] = _forward
+    for forward in _ops.forwards():
+        table[forward.default] = _forward
     table[torch.ops.seblock_cuda.se_backward.default] = _backward
     return table
 
@@ -107,5 +108,5 @@ def _backward_flops(_: Any, x: list[int], reduce_weight: list[int], *__: Any, **
 
 
 if _ops.load_error is None:
-    register_flop_formula(torch.ops.seblock_cuda.se_forward)(_forward_flops)
+    register_flop_formula(_ops.forwards())(_forward_flops)
     register_flop_formula(torch.ops.seblock_cuda.se_backward)(_backward_flops)

@@ -252,33 +252,28 @@ def _explain_memory(error: RuntimeError, fake: Callable[..., Any], arguments: An
         raise cause.with_traceback(None) from None
 
 
-_exclude = torch._C._dispatch_tls_set_dispatch_key_excluded
-_is_excluded = torch._C._dispatch_tls_is_dispatch_key_excluded
-_AUTOGRAD_CPU = torch._C.DispatchKey.AutogradCPU
-_AUTOGRAD_CUDA = torch._C.DispatchKey.AutogradCUDA
-
-
 def se_forward(*arguments: Any) -> Any:
-    """The op without the gradient that is registered for it, which costs host time.
+    """The op, for callers that have a gradient of their own or need none.
 
-    For callers that need none: SEBlockFunction has its own. Modes, subclasses of Tensor and
-    everything else that lies below autograd see the op.
+    What PyTorch runs for a registered gradient costs host time in every call, so the kernels have a
+    second name without one. What may be kept as a program (torch.export, make_fx and other modes)
+    gets the name with the gradient.
     """
     if torch.compiler.is_compiling():
-        return _forward(*arguments)
-    key = _AUTOGRAD_CPU if arguments[0].is_cpu else _AUTOGRAD_CUDA
-    inside = _is_excluded(key)
+        exporting = torch.compiler._is_exporting_flag  # is_exporting() is always true under dynamo
+        return (_forward if exporting else _forward_no_grad)(*arguments)
     try:
-        if inside:
-            return _forward_below(*arguments)
-        _exclude(key, True)
-        return _forward_below(*arguments)
+        if torch._C._len_torch_dispatch_stack():
+            return _forward(*arguments)
+        return _forward_no_grad(*arguments)
     except RuntimeError as error:
         _explain_memory(error, _fake_forward, arguments)
         raise
-    finally:
-        if not inside:
-            _exclude(key, False)
+
+
+def forwards() -> tuple[Any, Any]:
+    """Both names of the forward op."""
+    return torch.ops.seblock_cuda.se_forward, torch.ops.seblock_cuda.se_forward_no_grad
 
 
 def se_backward(*arguments: Any) -> Any:
@@ -291,9 +286,10 @@ def se_backward(*arguments: Any) -> Any:
 
 
 if load_error is None:
-    torch.library.register_fake("seblock_cuda::se_forward", _fake_forward)
+    for name in ("se_forward", "se_forward_no_grad"):
+        torch.library.register_fake(f"seblock_cuda::{name}", _fake_forward)
     torch.library.register_fake("seblock_cuda::se_backward", _fake_backward)
     # the overloads themselves: finding them by name costs as much as running a small layer
     _forward = torch.ops.seblock_cuda.se_forward.default
+    _forward_no_grad = torch.ops.seblock_cuda.se_forward_no_grad.default
     _backward = torch.ops.seblock_cuda.se_backward.default
-    _forward_below = _forward._op

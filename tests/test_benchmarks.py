@@ -65,7 +65,7 @@ def test_batch_is_scaled_to_fit(max_mb: float | None, batch: int) -> None:
 
 
 def quick(folder: Path, *options: str) -> int:
-    fixed = "--max-mb 0.2 --seconds 0.001 --device cpu --threads 1 --allocator system --results"
+    fixed = "--max-mb 0.2 --seconds 0.001 --device cpu --threads 1 --results"
     return op.main(["--quick", *fixed.split(), str(folder), *options])
 
 

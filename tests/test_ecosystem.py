@@ -235,6 +235,17 @@ def test_checkpoints_are_plain_tensors(model: nn.Module) -> None:
     check_same(results(other, X), results(model, X), 0.0)
 
 
+@pytest.mark.parametrize("n", [1, 8])  # half a megabyte, and four
+def test_memory_of_a_result(n: int) -> None:
+    """It is freed by hand, and enlarged for another result, as any tensor's."""
+    x = torch.randn(n, 64, 64, 32)
+    with torch.no_grad():
+        assert SEBlock(64, 1 / 4)(x).untyped_storage().resize_(0).nbytes() == 0
+        twice = torch.cat([x, x])
+        y = SEBlock(64, 1 / 4)(x)
+        assert torch.equal(torch.add(twice, 1, out=y), twice + 1)
+
+
 def test_whole_models_are_saved(model: nn.Module) -> None:
     buffer = io.BytesIO()
     torch.save(model, buffer)

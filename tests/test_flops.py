@@ -52,6 +52,8 @@ def test_a_call_of_the_op() -> None:
     x.requires_grad_()
     op = torch.ops.seblock_cuda.se_forward
     forward = 2 * 2 * N * C * R
+    without = torch.ops.seblock_cuda.se_forward_no_grad
+    assert count(lambda: without(x, w1, w2, None, None, None, 0, 0, 0)) == forward
     assert count(lambda: op(x, w1, w2, None, None, None, 0, 0, 0)) == forward
     both = count(lambda: op(x, w1, w2, None, None, None, 0, 0, 0)[0].sum().backward())
     assert both == 3 * forward
