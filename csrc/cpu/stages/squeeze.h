@@ -213,7 +213,7 @@ struct Squeeze {
   // All samples, on all threads.
   void all(const ThreadPool& pool) const {
     if (layout == Layout::nchw) {
-      return parallel(pool, 0, shape.n * groups(), grain_of(shape.s * kLanes<acc_t>),
+      return parallel(pool, 0, shape.n * groups(), grain_of(shape.s * together()),
                       [&](int64_t first, int64_t last) {
                         for (int64_t group = first; group < last; ++group) {
                           planes(group / groups(), group % groups());
@@ -241,11 +241,13 @@ struct Squeeze {
   }
 
  private:
-  // Of as many planes as there are lanes, and the rest of a sample.
-  int64_t groups() const { return ceil_div(shape.c, kLanes<acc_t>); }
+  // Planes that one thread sums together: as many as there are lanes; of large ones four, so that
+  // one sample's are shared out evenly.
+  int64_t together() const { return shape.s < 1024 ? kLanes<acc_t> : at_most(4, kLanes<acc_t>); }
+  int64_t groups() const { return ceil_div(shape.c, together()); }
   void planes(int64_t n, int64_t group) const {
-    const int64_t first = group * kLanes<acc_t>;
-    const int64_t count = at_most(shape.c - first, kLanes<acc_t>);
+    const int64_t first = group * together();
+    const int64_t count = at_most(shape.c - first, together());
     sum_planes(source, shape.s, n * shape.c + first, count, sums);
   }
 
