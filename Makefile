@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test audit sanitize host-path bench cpu-results readme gpu-check lint format build compile-check compiled sass wheel two-torch clean
+.PHONY: help demo test audit sanitize host-path bench cpu-results readme gpu-check lint format build compile-check compiled sass wheel release-check two-torch clean
 
 help:
 	@echo "make demo           train the small SE network, fused and plain, and compare"
@@ -27,9 +27,10 @@ help:
 	@echo "make lint           ruff, mypy, clang-format; 'make format' repairs what can be repaired"
 	@echo "make build          compile in place (what the targets above do first)"
 	@echo "make compile-check  compile every kernel for every architecture: no spills, no stack"
-	@echo "make compiled       compile like that and write docs/compiled.md: registers, accesses, size"
+	@echo "make compiled       compile like that and write docs/maintainers/compiled.md: registers, accesses, size"
 	@echo "make sass           disassemble the CUDA kernels into build/sass"
-	@echo "make wheel          a wheel in dist/"
+	@echo "make wheel          a wheel in dist/ for every Linux with glibc"
+	@echo "make release-check  what a release still needs"
 	@echo "make two-torch      the wheel built with torch 2.11 passes the CPU tests on torch 2.13"
 	@echo "make clean          remove what was built; .venv stays"
 
@@ -123,8 +124,13 @@ sass: ready
 	@ls -l build/sass
 
 wheel: ready
-	@rm -rf build/lib.* dist
-	$(RUN) -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	@rm -rf dist
+	$(RUN) -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	$(VENV)/bin/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	@rm -rf build/wheel
+
+release-check: wheel
+	$(RUN) -m build_tools.release_check dist/*.whl
 
 two-torch: wheel
 	.ci/two_torch

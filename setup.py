@@ -29,6 +29,7 @@ from pathlib import Path
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 if [int(number) for number in re.findall(r"\d+", setuptools.__version__)[:2]] < [70, 1]:
     sys.exit(f'error: setuptools is {setuptools.__version__}: pip install "setuptools>=70.1"')
@@ -185,13 +186,19 @@ def write_ninja(tools: Tools, folder: Path) -> list[Path]:
         return [ninja.compile(source, name, flags) for source, name in zip(sources, names)]
 
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    pybind11 = Path(str(importlib.util.find_spec("pybind11").origin)).parent / "include"
     cxx = [*CXX_FLAGS, f"-I{ROOT / 'csrc'}", f"-I{folder}"]
+    # messages name files without where they lay on the machine that built them
+    for above in (Path(sysconfig.get_path("include")), pybind11, tools.torch, ROOT):
+        cxx.append(f"-ffile-prefix-map={above}/=")
 
     # the op library
     torch = [TORCH_TARGET]
     for include in ("include", "include/torch/csrc/api/include"):
         torch += ["-isystem", str(tools.torch / include)]
+    strip = "-Wl,--strip-all"
     link = [f"-L{tools.torch / 'lib'}", "-ltorch_cpu", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
+    link.append(strip)
     cuda = tools.toolkit
     if cuda:
         torch += ["-DSEBLOCK_WITH_CUDA=1", "-isystem", str(cuda.include)]
@@ -212,10 +219,9 @@ def write_ninja(tools: Tools, folder: Path) -> list[Path]:
     library = ninja.link("libseblock_cuda.so", objects, link)
 
     # the pybind11 module
-    pybind11 = Path(str(importlib.util.find_spec("pybind11").origin)).parent / "include"
     core = [*cxx, "-isystem", sysconfig.get_path("include"), "-isystem", str(pybind11), *extra]
     objects = compile_all([ROOT / source for source in CORE_SOURCES], core, ".core")
-    module = ninja.link(f"_core{sysconfig.get_config_var('EXT_SUFFIX')}", objects, [])
+    module = ninja.link(f"_core{sysconfig.get_config_var('EXT_SUFFIX')}", objects, [strip])
     ninja.write()
     return [library, module]
 
@@ -279,10 +285,19 @@ class NinjaBuild(build_ext):
         return {}
 
 
+class CleanBuild(build_py):
+    """build_py that takes no module along which an earlier build has left and the sources lack."""
+
+    def run(self) -> None:
+        if not getattr(self, "editable_mode", False):
+            shutil.rmtree(Path(self.build_lib) / "seblock_cuda", ignore_errors=True)
+        super().run()
+
+
 setup(
     license="MIT",
     ext_modules=[
         Extension("seblock_cuda._core", sources=[])
     ],  # marks the wheel as one of this platform
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "build_py": CleanBuild},
 )

@@ -1,6 +1,6 @@
 """The machine that benchmarks/dataflow.py models: bandwidths, latencies, issue slots, blocks.
 
-Its numbers are assumed, not measured: docs/prediction.md.
+Its numbers are assumed, not measured: docs/maintainers/prediction.md.
 """
 
 from __future__ import annotations

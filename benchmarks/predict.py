@@ -1,4 +1,4 @@
-"""Predicts the share of copy speed of every strategy on every workload: docs/prediction.md.
+"""Predicts the share of copy speed of every strategy on every workload: docs/maintainers/prediction.md.
 
     python -m benchmarks.predict            # writes it, in about two minutes
     python -m benchmarks.predict --row 0    # prints the lines of one row of workloads.csv
@@ -21,7 +21,7 @@ from benchmarks.machine import CLOCK, LAUNCH, Costs
 from benchmarks.workloads import Workload, load
 from seblock_cuda import _core
 
-PAGE = Path("docs/prediction.md")
+PAGE = Path("docs/maintainers/prediction.md")
 COPY = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second, read and written
 STRATEGIES = ["split", "stream", "resident"]
 LAYOUTS, DIRECTIONS = ["nchw", "nhwc"], ["forward", "backward"]

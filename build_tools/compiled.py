@@ -1,4 +1,4 @@
-"""The committed table of what the compiler made of every kernel: docs/compiled.md.
+"""The committed table of what the compiler made of every kernel: docs/maintainers/compiled.md.
 
 `python -m build_tools.compiled` writes it from the last build; `make compiled` builds first.
 """
@@ -17,7 +17,7 @@ from build_tools.disassembly import Instruction, accesses_of, disassemble
 from build_tools.inner_loops import ARCHITECTURES, InnerLoop, inner_loops
 from build_tools.report import CompiledFunction, read_reports, spilling
 
-TABLE = Path("docs/compiled.md")
+TABLE = Path("docs/maintainers/compiled.md")
 MOST_KERNELS = 150
 REGISTER_SLACK = 8  # the step in which a GPU hands them out
 LIBRARY_SLACK = 1.1

@@ -24,7 +24,8 @@ constexpr int64_t kKiB = 1024;
 constexpr int64_t kMiB = 1024 * kKiB;
 
 // From NVIDIA's architecture white papers and the compute capability table of the CUDA C++
-// Programming Guide. Blocks: 64 registers a thread (docs/compiled.md) and 16 KB of shared memory.
+// Programming Guide. Blocks: 64 registers a thread (docs/maintainers/compiled.md) and 16 KB of
+// shared memory.
 constexpr KnownDevice kKnownDevices[] = {
     {"H200", {90, 132, 50 * kMiB, 227 * kKiB, 4}},
     {"H100", {90, 132, 50 * kMiB, 227 * kKiB, 4}},

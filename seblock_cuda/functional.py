@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from seblock_cuda import _ops, reference
 from seblock_cuda.checks import check_arguments, check_name
+from seblock_cuda.reference import Activation, Gate, ResidualActivation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +23,7 @@ _ACTIVATIONS = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
 _GATES = {name: code for code, name in enumerate(reference.GATES)}
 
 
-def names_of(activation: int, gate: int) -> tuple[str, str]:
+def names_of(activation: int, gate: int) -> tuple[Activation, Gate]:
     """The names of the op's numbers."""
     return tuple(_ACTIVATIONS)[activation], tuple(_GATES)[gate]
 
@@ -49,8 +50,8 @@ class SEBlockFunction(torch.autograd.Function):
         reduce_bias: Tensor | None,
         expand_bias: Tensor | None,
         residual: Tensor | None,
-        activation: str,
-        gate: str,
+        activation: Activation,
+        gate: Gate,
         tail: int,
     ) -> Tensor:
         parameters = (reduce_weight, expand_weight, reduce_bias, expand_bias)
@@ -109,8 +110,8 @@ def squeeze_excitation(
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
     *,
-    activation: str = "relu",
-    gate: str = "sigmoid",
+    activation: Activation = "relu",
+    gate: Gate = "sigmoid",
     residual: Tensor | None = None,
     residual_activation: str | None = None,
 ) -> Tensor:
@@ -261,8 +262,8 @@ def _explain(
     reduce_bias: Tensor | None,
     expand_bias: Tensor | None,
     residual: Tensor | None,
-    activation: str,
-    gate: str,
+    activation: Activation,
+    gate: Gate,
     residual_activation: str | None,
 ) -> None:
     """Raises the error that says what is wrong with the arguments, if anything is."""

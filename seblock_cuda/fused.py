@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from seblock_cuda.functional import squeeze_excitation
 from seblock_cuda.intact import Plain, Reading, is_traced, warn_once
+from seblock_cuda.reference import Activation, Gate
 
+Name = TypeVar("Name", bound=str)  # of an activation or of a gate
 Operands = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None"]
 
 
@@ -32,8 +34,8 @@ class Recipe:
 
     reduce: str
     expand: str
-    activation: str
-    gate: str
+    activation: Activation
+    gate: Gate
     ranks: tuple[int, ...] = (4,)
     adds_input: bool = False
 
@@ -163,7 +165,7 @@ def identity_for(weight: Tensor, inputs: Tensor) -> Tensor:
     return _identities[key]
 
 
-def name_of(function: Callable[[Tensor], Tensor], known: dict[str, Any]) -> str | None:
+def name_of(function: Callable[[Tensor], Tensor], known: dict[Name, Any]) -> Name | None:
     """Which of the known activations or gates a function computes, found by its values.
 
     It must agree in float64 over -12 to 12 and far outside, in training and in evaluation.

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from seblock_cuda.checks import check_channels, check_name
-from seblock_cuda.fused import PLAIN_BLOCK, FusedSE, Operands, Recipe, name_of, run_fused
+from seblock_cuda.fused import (
+    PLAIN_BLOCK,
+    FusedSE,
+    Name,
+    Operands,
+    Recipe,
+    name_of,
+    run_fused,
+)
 from seblock_cuda.intact import Plain, in_place_of
 from seblock_cuda.plain import PlainEffectiveSE, PlainSEResidual, PlainSqueezeExcitation
-from seblock_cuda.reference import ACTIVATIONS, GATES, PlainSEBlock
+from seblock_cuda.reference import ACTIVATIONS, GATES, Gate, PlainSEBlock
 
 
 class SELayer(FusedSE):
@@ -185,19 +193,22 @@ class SqueezeExcitation(SELayer, PlainSqueezeExcitation):
             device=device,
             dtype=dtype,
         )
-        names: list[str] = []
-        for argument, made, known in (
-            ("activation", self.activation, ACTIVATIONS),
-            ("scale_activation", self.scale_activation, GATES),
-        ):
-            name = name_of(made, known)
-            if name is None:
-                raise ValueError(f"{argument} must compute one of {', '.join(known)}, got {made}")
-            names.append(name)
-        recipe = Recipe("fc1", "fc2", names[0], names[1])
+        recipe = Recipe(
+            "fc1",
+            "fc2",
+            _named("activation", self.activation, ACTIVATIONS),
+            _named("scale_activation", self.scale_activation, GATES),
+        )
         self._describe(input_channels, squeeze_channels, recipe)
 
     forward = in_place_of(PlainSqueezeExcitation.forward, run_fused)
+
+
+def _named(argument: str, made: nn.Module, known: dict[Name, Any]) -> Name:
+    name = name_of(made, known)
+    if name is None:
+        raise ValueError(f"{argument} must compute one of {', '.join(known)}, got {made}")
+    return name
 
 
 class EffectiveSE(SELayer, PlainEffectiveSE):
@@ -221,7 +232,7 @@ class EffectiveSE(SELayer, PlainEffectiveSE):
     def __init__(
         self,
         channels: int,
-        gate: str = "hardsigmoid",
+        gate: Gate = "hardsigmoid",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seblock_cuda.reference import PlainSEBlock
+from seblock_cuda.reference import Gate, PlainSEBlock
 
 
 class PlainSEResidual(PlainSEBlock):
@@ -71,7 +71,7 @@ class PlainEffectiveSE(nn.Module):
     def __init__(
         self,
         channels: int,
-        gate: str = "hardsigmoid",
+        gate: Gate = "hardsigmoid",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

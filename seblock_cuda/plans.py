@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from seblock_cuda import _ops
 from seblock_cuda.checks import check_arguments, dtype_name
 from seblock_cuda.fused import FusedSE, Operands, operands_of
+from seblock_cuda.reference import ResidualActivation
 
 if TYPE_CHECKING:
     from seblock_cuda._core import DeviceLimits, Plan
 
 # Blocks of the kernels of strategy stream on a multiprocessor: of 256 threads with 64 registers
-# each, as docs/compiled.md shows. A run asks the device itself.
+# each, as docs/maintainers/compiled.md shows. A run asks the device itself.
 _STREAM_BLOCKS = 4
 
 
@@ -47,7 +48,7 @@ def explain(
     expand_bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
-    residual_activation: str | None = None,
+    residual_activation: ResidualActivation = None,
 ) -> Plans:
     """How the CUDA kernels run these arguments: strategy, launches, bytes moved.
 

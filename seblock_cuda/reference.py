@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Activation = Literal["relu", "silu", "gelu", "hardswish", "leaky_relu", "identity"]
+Gate = Literal["sigmoid", "hardsigmoid", "relu"]
+ResidualActivation = Literal["relu"] | None
 Pointwise = Callable[[Tensor], Tensor]
 
 
@@ -38,7 +41,7 @@ def _hardswish_slope(z: Tensor) -> Tensor:
 
 
 # name -> (function, derivative as a function of its argument), in the enum's order (se_types.h).
-ACTIVATIONS: dict[str, tuple[Pointwise, Pointwise]] = {
+ACTIVATIONS: dict[Activation, tuple[Pointwise, Pointwise]] = {
     "relu": (F.relu, lambda z: torch.where(z <= 0, 0.0, torch.ones_like(z))),
     "silu": (F.silu, _silu_slope),
     "gelu": (F.gelu, _gelu_slope),
@@ -48,7 +51,7 @@ ACTIVATIONS: dict[str, tuple[Pointwise, Pointwise]] = {
 }
 
 # name -> (function, derivative as a function of its result).
-GATES: dict[str, tuple[Pointwise, Pointwise]] = {
+GATES: dict[Gate, tuple[Pointwise, Pointwise]] = {
     "sigmoid": (torch.sigmoid, lambda gate: gate * (1 - gate)),
     "hardsigmoid": (  # F.hardsigmoid to the bit, but with second derivatives
         lambda z: F.relu6(z + 3) / 6,
@@ -58,7 +61,7 @@ GATES: dict[str, tuple[Pointwise, Pointwise]] = {
 }
 
 
-RESIDUAL_ACTIVATIONS: dict[str | None, Pointwise] = {None: lambda y: y, "relu": F.relu}
+RESIDUAL_ACTIVATIONS: dict[ResidualActivation, Pointwise] = {None: lambda y: y, "relu": F.relu}
 
 
 class Gradients(NamedTuple):
@@ -92,8 +95,8 @@ def excite(
     expand_weight: Tensor,
     reduce_bias: Tensor | None,
     expand_bias: Tensor | None,
-    activation: str,
-    gate: str,
+    activation: Activation,
+    gate: Gate,
     acc: torch.dtype,
 ) -> Stages:
     """The stages before the products with x; to be called under :func:`as_written`."""
@@ -126,8 +129,8 @@ def forward(
     expand_weight: Tensor,
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
-    activation: str = "relu",
-    gate: str = "sigmoid",
+    activation: Activation = "relu",
+    gate: Gate = "sigmoid",
     acc_dtype: torch.dtype | None = None,
     *,
     residual: Tensor | None = None,
@@ -169,8 +172,8 @@ def gate_values(
     expand_weight: Tensor,
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
-    activation: str = "relu",
-    gate: str = "sigmoid",
+    activation: Activation = "relu",
+    gate: Gate = "sigmoid",
 ) -> Tensor:
     """The gate of :func:`forward`, ``[N, C]``, in the dtype of the sums."""
     acc = accumulation_dtype(x.dtype)
@@ -187,8 +190,8 @@ def backward(
     expand_weight: Tensor,
     reduce_bias: Tensor | None = None,
     expand_bias: Tensor | None = None,
-    activation: str = "relu",
-    gate: str = "sigmoid",
+    activation: Activation = "relu",
+    gate: Gate = "sigmoid",
     acc_dtype: torch.dtype | None = None,
     *,
     residual: Tensor | None = None,
@@ -229,8 +232,8 @@ def gradients(
     reduce_weight: Tensor,
     expand_weight: Tensor,
     stages: Stages,
-    activation: str,
-    gate: str,
+    activation: Activation,
+    gate: Gate,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dW1, dW2, dz1 and dz2 of :func:`backward`; all but dx in the dtype of the sums."""
     acc = stages.gate.dtype

@@ -16,7 +16,7 @@ pytest.importorskip("timm")
 
 from benchmarks import model, networks, plot, readme, scaling
 from benchmarks.model_table import steps
-from benchmarks.record import RESULTS, ROOT, ModelRow, OpRow, newest, read_csv, write_csv
+from benchmarks.record import RESULTS, ModelRow, OpRow, newest, read_csv, write_csv
 from examples.irse50 import IRSE50
 from seblock_cuda import SEBlock
 from seblock_cuda.reference import PlainSEBlock
@@ -154,22 +154,28 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     assert plot.draw_folder(tmp_path) == []
 
 
-def test_readme_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
+def test_pages_say_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     empty = f"before\n{readme.BEGIN}\nold figures\n{readme.END}\nafter"
-    nothing = readme.render(empty, tmp_path, tmp_path)
-    assert "**On a GPU**: not measured" in nothing and "**On a CPU**: not measured" in nothing
+    nothing = readme.render(empty, tmp_path)
+    assert "On a GPU: not measured" in nothing and "On a CPU: not measured" in nothing
     assert nothing.startswith("before\n") and nothing.endswith("\nafter") and "old" not in nothing
+    assert readme.page(tmp_path).count("\nNot measured.") == 2
 
     write_gpu_folder(tmp_path)
-    text = readme.render(nothing, tmp_path, tmp_path)
+    text = readme.render(nothing, tmp_path)
+    (layer,) = (line for line in text.splitlines() if "forward + backward" in line)
+    assert [cell.strip() for cell in layer.split("|")[2:4]] == ["3.0x", "not measured"]
+    assert "training step of seresnet50" in text
+    assert readme.render(text, tmp_path) == text
+    with pytest.raises(ValueError, match="needs the lines"):
+        readme.render("no marks", tmp_path)
+
+    text = readme.page(tmp_path)
     assert "seresnet50/1, 128 x 256 x 56 x 56" in text
     assert "3.0x" in text and "4.0" in text  # over plain, copies
     assert "torch.compile: not measured" in text and "`make gpu-check`: not measured" in text
     assert "28.6%" in text  # the share of plain SE: (14 - 10) / 14
     assert "relu(x * gate + shortcut)" in text
-    assert readme.render(text, tmp_path, tmp_path) == text
-    with pytest.raises(ValueError, match="needs the lines"):
-        readme.render("no marks", tmp_path, tmp_path)
 
 
 def test_the_newest_folder_counts(tmp_path: Path) -> None:
@@ -180,6 +186,5 @@ def test_the_newest_folder_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="a source distribution has no results")
-def test_the_readme_is_in_step() -> None:
-    text = readme.README.read_text()
-    assert readme.render(text, RESULTS, ROOT) == text, "run: make readme"
+def test_the_pages_are_in_step() -> None:
+    assert readme.main(["--check"]) == 0, "run: make readme"

@@ -78,7 +78,7 @@ def test_the_default_architectures_are_covered() -> None:
     assert INFO["architectures"] == wanted
 
 
-# ---- against docs/compiled.md
+# ---- against docs/maintainers/compiled.md
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The examples of docs/bring-your-model.md run as they stand."""
+"""The pages: their examples run as they stand, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -7,18 +7,49 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parent.parent / "docs/bring-your-model.md"
-SECTIONS = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE.read_text(), re.S)
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RUN = ("docs/bring-your-model.md", "docs/use.md")
+SECTIONS = re.compile(r"\n## ([^\n]+)\n|```python\n(.*?)```", re.S)
 
 
-for needed in ("timm", "torchvision", "transformers", "monai", "matplotlib"):
-    pytest.importorskip(needed)
+def examples(page: str) -> list[pytest.ParameterSet]:
+    """The code of a page, named after its section."""
+    section, found = "", []
+    for title, code in SECTIONS.findall((ROOT / page).read_text()):
+        section = title or section
+        if code and section:  # before the first section there is no model
+            found.append(pytest.param(code, id=f"{Path(page).stem}: {section} {len(found)}"))
+    return found
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, id=title) for title, code in SECTIONS])
+@pytest.mark.parametrize("code", [example for page in RUN for example in examples(page)])
 def test_example(code: str) -> None:
-    exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
+    for needed in ("timm", "torchvision", "transformers", "monai", "matplotlib"):
+        pytest.importorskip(needed)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
-def test_all_examples_are_found() -> None:
-    assert len(SECTIONS) == PAGE.read_text().count("```python") - 1  # the first has no model
+def test_every_public_name_has_an_example() -> None:
+    import seblock_cuda
+
+    shown = "".join(code.values[0] for page in RUN for code in examples(page))
+    missing = [name for name in seblock_cuda.__all__ if not re.search(rf"\b{name}\b", shown)]
+    assert not missing
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path) if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text()), target

@@ -1,4 +1,4 @@
-"""docs/prediction.md is what the model says, and the model keeps to what no machine can break."""
+"""docs/maintainers/prediction.md is what the model says, and the model keeps to what no machine can break."""
 
 from __future__ import annotations
 

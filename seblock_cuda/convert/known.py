@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from seblock_cuda.convert.projections import projection_widths, rank_of
 from seblock_cuda.convert.report import Refused, full_name
-from seblock_cuda.fused import Recipe, name_of
-from seblock_cuda.reference import ACTIVATIONS, GATES
+from seblock_cuda.fused import Name, Recipe, name_of
+from seblock_cuda.reference import ACTIVATIONS, GATES, Activation
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def known_recipe(module: nn.Module) -> Recipe | None:
     try:
         reason = known.refuse(module)
         projections = [module.get_submodule(p) for p in (known.reduce, known.expand) if p]
-        activation = "identity" if not known.reduce else _named(module, known.activation)
+        activation: Activation = "identity"
+        if known.reduce:
+            activation = _named(module, known.activation, ACTIVATIONS)
         gate = _named(module, known.gate, GATES)
     except (AttributeError, KeyError) as error:
         raise Refused(f"another version of {name} than the one that is known: {error}") from None
@@ -99,9 +101,9 @@ def known_recipe(module: nn.Module) -> Recipe | None:
     return Recipe(known.reduce, known.expand, activation, gate, ranks, known.adds_input(module))
 
 
-def _named(module: nn.Module, path: str, known: dict[str, Any] = ACTIVATIONS) -> str:
+def _named(module: nn.Module, path: str, known: dict[Name, Any]) -> Name:
     if path.startswith("="):
-        return path[1:]
+        return cast("Name", path[1:])
     # some classes keep a function here (transformers' ACT2FN gives modules)
     function = module
     for part in path.split("."):

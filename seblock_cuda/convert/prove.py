@@ -23,7 +23,7 @@ from seblock_cuda.convert.report import Refused, one_line
 from seblock_cuda.functional import use_fused_se
 from seblock_cuda.fused import Recipe
 from seblock_cuda.intact import VALUES
-from seblock_cuda.reference import ACTIVATIONS, GATES, forward
+from seblock_cuda.reference import ACTIVATIONS, GATES, Activation, Gate, forward
 
 # Sums in another order; PyTorch's derivative of hardsigmoid holds 1/6 in float32 in every dtype.
 RESULT_TOLERANCE, GRADIENT_TOLERANCE = 1e-9, 1e-6
@@ -89,7 +89,7 @@ def sample_input(c: int, rank: int) -> Tensor:
 
 def find_names(
     own: nn.Module, paths: list[str], ranks: tuple[int, ...]
-) -> tuple[tuple[str, str], tuple[int, ...]]:
+) -> tuple[tuple[Activation, Gate], tuple[int, ...]]:
     """The activation and gate whose numbers are those of the layer, and the ranks it takes.
 
     Raises:
@@ -103,7 +103,7 @@ def find_names(
         weights.insert(0, torch.eye(weights[0].shape[0], dtype=torch.float64, device="cpu"))
         biases.insert(0, None)
         activations = ["identity"]
-    found: dict[int, tuple[str, str]] = {}
+    found: dict[int, tuple[Activation, Gate]] = {}
     refusals: list[Refused] = []
     for rank in ranks:
         x = sample_input(weights[0].shape[1], rank)
