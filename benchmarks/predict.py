@@ -1,6 +1,6 @@
-"""Predicts the share of copy speed of every strategy on every workload: docs/maintainers/prediction.md.
+"""Predicts the share of copy speed of every strategy on every workload.
 
-    python -m benchmarks.predict            # writes it, in about two minutes
+    python -m benchmarks.predict            # writes docs/maintainers/prediction.md
     python -m benchmarks.predict --row 0    # prints the lines of one row of workloads.csv
 
 A prediction of benchmarks/dataflow.py, which no GPU has confirmed.

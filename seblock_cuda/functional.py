@@ -113,7 +113,7 @@ def squeeze_excitation(
     activation: Activation = "relu",
     gate: Gate = "sigmoid",
     residual: Tensor | None = None,
-    residual_activation: str | None = None,
+    residual_activation: ResidualActivation = None,
 ) -> Tensor:
     """Squeeze-and-Excitation: ``y = input * gate(W2 act(W1 mean(input) + b1) + b2)``.
 
@@ -264,7 +264,7 @@ def _explain(
     residual: Tensor | None,
     activation: Activation,
     gate: Gate,
-    residual_activation: str | None,
+    residual_activation: ResidualActivation,
 ) -> None:
     """Raises the error that says what is wrong with the arguments, if anything is."""
     check_name("activation", activation, _ACTIVATIONS)

@@ -134,7 +134,7 @@ def forward(
     acc_dtype: torch.dtype | None = None,
     *,
     residual: Tensor | None = None,
-    residual_activation: str | None = None,
+    residual_activation: ResidualActivation = None,
 ) -> Tensor:
     """``y = x * gate(W2 act(W1 mean(x) + b1) + b2)`` in plain PyTorch operations.
 
@@ -157,7 +157,7 @@ def forward(
 
 
 def scale(
-    x: Tensor, gate: Tensor, residual: Tensor | None, residual_activation: str | None
+    x: Tensor, gate: Tensor, residual: Tensor | None, residual_activation: ResidualActivation
 ) -> Tensor:
     """The end of :func:`forward`, from the gate on."""
     y = x * _over_space(gate, x)
@@ -195,7 +195,7 @@ def backward(
     acc_dtype: torch.dtype | None = None,
     *,
     residual: Tensor | None = None,
-    residual_activation: str | None = None,
+    residual_activation: ResidualActivation = None,
 ) -> Gradients:
     """The gradients of :func:`forward`, written out; differentiable once more.
 

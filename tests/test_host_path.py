@@ -1,7 +1,8 @@
 """The whole CUDA path but the machine code, without a GPU: torch, the op library, two pretend GPUs.
 
 Values, devices, streams, graphs, threads. What happens when something fails: test_host_failures.py;
-whether these tests see a fault: test_host_mutations.py; what they cannot: docs/maintainers/host-path.md.
+whether these tests see a fault: test_host_mutations.py; what they cannot:
+docs/maintainers/host-path.md.
 """
 
 from __future__ import annotations

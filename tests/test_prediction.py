@@ -1,4 +1,6 @@
-"""docs/maintainers/prediction.md is what the model says, and the model keeps to what no machine can break."""
+"""The page docs/maintainers/prediction.md is what the model says, and the model keeps to what no
+machine can break.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains a network of torchvision as its references do: SGD, label smoothing, an average of weights.
+"""Trains a network of torchvision as its references do.
 
     python examples/start/torchvision_references.py photos --model efficientnet_b0
 
