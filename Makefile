@@ -126,7 +126,7 @@ sass: ready
 wheel: ready
 	@rm -rf dist
 	$(RUN) -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
-	$(VENV)/bin/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
 	@rm -rf build/wheel
 
 release-check: wheel

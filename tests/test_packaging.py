@@ -8,13 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 import zipfile
+from email.message import Message
 from pathlib import Path
 
 import pytest
+import torch
 
 import seblock_cuda
+from build_tools import release_check
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +38,9 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_core", nullptr, -1, method
                              nullptr, nullptr};
 PyMODINIT_FUNC PyInit__core() { return PyModule_Create(&module); }
 """
+
+
+SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +158,19 @@ def test_max_jobs_is_honoured(project: Path) -> None:
     assert ", 3 jobs" in run_setup(project, "build_ext", "--inplace", MAX_JOBS="3").stdout
 
 
+def wheel_of(project: Path, folder: Path) -> zipfile.ZipFile:
+    run_setup(project, "bdist_wheel", "--dist-dir", str(folder))
+    (wheel,) = folder.glob("*.whl")
+    assert not wheel.name.endswith("-any.whl")
+    return zipfile.ZipFile(wheel)
+
+
 def test_wheel_holds_the_package_and_nothing_else(project: Path, tmp_path: Path) -> None:
     run_setup(project, "build_ext", "--inplace")  # its results must not be packed twice
-    run_setup(project, "bdist_wheel", "--dist-dir", str(tmp_path))
-    (wheel,) = tmp_path.glob("*.whl")
-    assert not wheel.name.endswith("-any.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    wheel_of(project, tmp_path / "before")
+    (before,) = project.glob("build/lib*/seblock_cuda")
+    (before / "deleted.py").touch()
+    names = wheel_of(project, tmp_path / "now").namelist()
     package = [name for name in names if name.startswith("seblock_cuda/")]
     assert sorted(re.sub(r"_core\..*\.so", "_core.so", name) for name in package) == [
         "seblock_cuda/__init__.py",
@@ -167,6 +182,74 @@ def test_wheel_holds_the_package_and_nothing_else(project: Path, tmp_path: Path)
     ]
     others = {name.split("/")[0] for name in names} - {"seblock_cuda"}
     assert all(name.endswith(".dist-info") for name in others)
+
+
+def test_wheel_says_nothing_of_the_machine_that_built_it(project: Path, tmp_path: Path) -> None:
+    """Nor is it larger than it has to be: no symbols but those that are looked up."""
+    source, names = project / "csrc/ops.cpp", "const char* file() { return __FILE__; }\n"
+    try:
+        source.write_text(OPS + '__attribute__((visibility("default"))) ' + names)
+        wheel = wheel_of(project, tmp_path)
+    finally:
+        source.write_text(OPS)
+    for name in (name for name in wheel.namelist() if name.endswith(".so")):
+        binary = wheel.read(name)
+        assert b"csrc/ops.cpp" in binary or "_core" in name
+        for path in (project, Path(sys.prefix), Path(sys.base_prefix), Path(torch.__file__).parent):
+            assert str(path).encode() not in binary
+        assert b".symtab" not in binary and b".debug_info" not in binary
+
+
+def test_type_checkers_follow_an_editable_install(project: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    venv.create(tmp_path / "venv", system_site_packages=True)
+    python = tmp_path / "venv/bin/python"
+    # the packages of this environment, which need not be the system's
+    site = Path(subprocess.check_output([python, "-c", SITE_PACKAGES], text=True).strip())
+    (site / "outer.pth").write_text(sysconfig.get_path("purelib"))
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    environ = {**os.environ, "SEBLOCK_WITH_CUDA": "0"}
+    subprocess.run([*install, "-e", str(project)], check=True, env=environ, cwd=tmp_path)
+    (tmp_path / "user.py").write_text("import seblock_cuda\nreveal_type(seblock_cuda)\n")
+    check = ["-m", "mypy", "--python-executable", str(python), "--no-incremental", "user.py"]
+    done = subprocess.run(
+        [sys.executable, *check], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "types.ModuleType" in done.stdout
+
+
+def test_what_a_release_needs(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@y.z"]
+        subprocess.run(["git", *who, "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    def missing() -> list[str]:
+        return release_check.missing("1.2.0", metadata, names, tmp_path)
+
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    metadata, names = Message(), ["x-1.2.0-cp311-cp311-linux_x86_64.whl"]
+    metadata["Version"] = "1.1.0"
+    metadata.set_payload("[here](docs/install.md) [there](https://x.y) [above](#use)")
+    for topic in ("version: ", "changelog: ", "tag: ", "metadata: no url Source", "metadata: no A"):
+        assert any(line.startswith(topic) for line in missing()), topic
+    assert "long description: 1 links" in str(missing()) and "not a manylinux one" in str(missing())
+
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0 (2027-01-02)\n")
+    assert "not committed" in str(missing())
+    git("commit", "-am", "y")
+    git("tag", "v1.2.0")
+    metadata.replace_header("Version", "1.2.0")
+    metadata.set_payload("[there](https://x.y)")
+    for name in release_check.URLS:
+        metadata["Project-URL"] = f"{name}, https://x.y"
+    for name in ("Author", "Summary", "License", "Keywords", "Requires-Python"):
+        metadata[name] = "x"
+    names[:] = ["x-1.2.0-cp311-cp311-manylinux_2_34_x86_64.whl"]
+    assert missing() == []
 
 
 def test_the_version_is_the_same_everywhere() -> None:
