@@ -1,6 +1,8 @@
 // The forward: squeeze, excite, scale.
 #pragma once
 
+#include <type_traits>
+
 #include "dispatch.h"
 #include "pointwise.h"
 #include "product.h"
@@ -106,7 +108,7 @@ void forward(const ForwardParams& p, const ThreadPool& pool) {
   uint8_t* mask = static_cast<uint8_t*>(p.mask);
   if (mask) __builtin_memset(mask, 0, size_t(mask_bytes(p.problem)));
   with_scale_op<scalar_t, acc_t>(p, [&](const auto& op) {
-    const Scale scale{
+    const Scale<std::decay_t<decltype(op)>> scale{
         op, shape, p.problem.layout, static_cast<scalar_t*>(p.y), mask, worth_streaming(p.problem)};
     const Schedule plan = schedule(p.problem, pool);
     if (!plan.by_sample) return stage.stages(scale, pool);
