@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import zipfile
 from email.message import Message
 from pathlib import Path
 
+import pybind11
 import pytest
 import torch
 
@@ -152,6 +154,44 @@ def test_bad_settings_are_one_line(project: Path, environ: dict[str, str], messa
     assert failed.returncode != 0
     assert message in failed.stdout
     assert "Traceback" not in failed.stdout
+
+
+VECTORS = {  # as in setup.py
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
+}
+
+
+@pytest.mark.parametrize("compiler", ["g++-11", "clang++-14", "clang++-16", "clang++-19"])
+def test_other_compilers_take_the_sources(compiler: str) -> None:
+    """Those that are here; what .venv builds with is another one."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    includes = [Path(torch.__file__).parent / "include", Path(pybind11.get_include())]
+    includes += [Path(sysconfig.get_path("include"))]
+    setup = (ROOT / "setup.py").read_text()
+    target = re.findall(r'^TORCH_TARGET = "(.+)"', setup, re.M)
+    for source in (
+        ROOT / "csrc/ops.cpp",
+        ROOT / "csrc/plan.cpp",
+        *(ROOT / "csrc/cpu").glob("*.cpp"),
+    ):
+        of_torch = target if source.name == "ops.cpp" else []
+        command = [
+            compiler,
+            "-std=c++20",
+            "-fsyntax-only",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            *of_torch,
+        ]
+        command += [f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in includes)]
+        extra = [flags for name, flags in VECTORS.items() if name in source.name]
+        if extra and platform.machine() == "x86_64":
+            command += extra[0].split()
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{source.name}:\n{done.stderr}"
 
 
 def test_max_jobs_is_honoured(project: Path) -> None:
