@@ -69,7 +69,14 @@ def summary(folder: Path | None, on_cpu: bool) -> str:
         over = [_times([step.ms("plain") / step.ms("fused")], digits=2), NOT_MEASURED]
         lines.append([of_step + (", torch.compile" if step.mode == "compile" else ""), *over])
     headers = [f"{where}: {_facts(folder, items)}", "over plain PyTorch", "over torch.compile"]
-    return tabulate(lines, headers, "github", disable_numparse=True, colalign=_columns(1, 2))
+    table = tabulate(lines, headers, "github", disable_numparse=True, colalign=_columns(1, 2))
+    layers = len({item.name for item in items})
+    told = f"Of {layers} layers of real networks the geometric mean, in brackets the worst"
+    system = _preferred(_of(folder / "system" / "op.csv"))
+    if system:
+        how = "with a malloc that keeps memory ([why, and how](docs/benchmarks.md#memory-on-a-cpu))"
+        told += f"; {how}. With malloc as it is, over plain PyTorch: {_over_plain(system)}"
+    return f"{table}\n\n{told}."
 
 
 def page(results: Path) -> str:
@@ -195,15 +202,19 @@ def _times(
 
 
 def _system_sentence(items: Sequence[Comparison]) -> str:
-    told = []
-    for direction, name in DIRECTIONS.items():
-        of_direction = [item for item in items if item.row.direction == direction]
-        told.append(f"{name} {_times([item.speed_up('plain') for item in of_direction])}")
     return (
         "That is with a malloc that keeps freed memory, which everybody who trains on a CPU should "
         "have ([why, and how](benchmarks.md#memory-on-a-cpu)). With malloc as it "
-        f"is, page faults slow everything down; over plain: {', '.join(told)}."
+        f"is, page faults slow everything down; over plain: {_over_plain(items)}."
     )
+
+
+def _over_plain(items: Sequence[Comparison]) -> str:
+    told = []
+    for direction, name in DIRECTIONS.items():
+        of_direction = [item for item in items if item.row.direction == direction]
+        told.append(f"{name} {_times(item.speed_up('plain') for item in of_direction)}")
+    return ", ".join(told)
 
 
 def _picture(folder: Path, name: str, about: str) -> list[str]:

@@ -227,29 +227,38 @@ def _fake_backward(
     return dx, dreduce, dexpand, dreduce_bias, dexpand_bias, dresidual
 
 
-def _allocate(fake: Callable[..., Any], arguments: tuple[Any, ...], missing: int) -> None:
+def _allocate(fake: Callable[..., Any], missing: int, *args: Any, **kwargs: Any) -> None:
     """Allocates what an op does: copies of what is not read where it lies, results, workspace."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
     copies = [torch.empty_like(t) for t in tensors if t.dim() > 2 and not is_native(t)]
-    results = fake(*arguments)
+    results = fake(*args, **kwargs)
     tensors[0].new_empty(missing, dtype=torch.uint8)
     del copies, results
 
 
-def _explain_memory(error: RuntimeError, fake: Callable[..., Any], arguments: Any) -> None:
-    """Where an op found no memory: raises PyTorch's own error, from allocating the same here.
+def _explain_memory(op: Any, fake: Callable[..., Any]) -> None:
+    """Where `op` finds no memory, lets it raise PyTorch's own error, from allocating the same.
 
-    Between the op and PyTorch there is a C interface, which hands on neither the type of an error
-    nor its text.
+    For whoever calls it from Python, code that torch.compile made too. Between the op and PyTorch
+    there is a C interface, which hands on neither the type of an error nor its text.
     """
-    missing = re.search(r"out of memory. Could not allocate (\d+) bytes", str(error))
-    if missing is None:
-        return
-    try:
-        _allocate(fake, arguments, int(missing[1]))
-    except RuntimeError as cause:
-        # without its frames, which would keep the tensors alive
-        raise cause.with_traceback(None) from None
+    run = op._op
+
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        except RuntimeError as error:
+            missing = re.search(r"out of memory. Could not allocate (\d+) bytes", str(error))
+            if missing is None:
+                raise
+            try:
+                _allocate(fake, int(missing[1]), *args, **kwargs)
+            except RuntimeError as cause:
+                # without its frames, which would keep the tensors alive
+                raise cause.with_traceback(None) from None
+            raise
+
+    op._op = explained
 
 
 def se_forward(*arguments: Any) -> Any:
@@ -262,13 +271,9 @@ def se_forward(*arguments: Any) -> Any:
     if torch.compiler.is_compiling():
         exporting = torch.compiler._is_exporting_flag  # is_exporting() is always true under dynamo
         return (_forward if exporting else _forward_no_grad)(*arguments)
-    try:
-        if torch._C._len_torch_dispatch_stack():
-            return _forward(*arguments)
-        return _forward_no_grad(*arguments)
-    except RuntimeError as error:
-        _explain_memory(error, _fake_forward, arguments)
-        raise
+    if torch._C._len_torch_dispatch_stack():
+        return _forward(*arguments)
+    return _run_forward(*arguments)
 
 
 def forwards() -> tuple[Any, Any]:
@@ -278,18 +283,19 @@ def forwards() -> tuple[Any, Any]:
 
 def se_backward(*arguments: Any) -> Any:
     """The op."""
-    try:
-        return _backward(*arguments)
-    except RuntimeError as error:
-        _explain_memory(error, _fake_backward, arguments)
-        raise
+    return _backward(*arguments)
 
 
 if load_error is None:
-    for name in ("se_forward", "se_forward_no_grad"):
-        torch.library.register_fake(f"seblock_cuda::{name}", _fake_forward)
-    torch.library.register_fake("seblock_cuda::se_backward", _fake_backward)
     # the overloads themselves: finding them by name costs as much as running a small layer
     _forward = torch.ops.seblock_cuda.se_forward.default
     _forward_no_grad = torch.ops.seblock_cuda.se_forward_no_grad.default
     _backward = torch.ops.seblock_cuda.se_backward.default
+    for op, fake in (
+        (_forward, _fake_forward),
+        (_forward_no_grad, _fake_forward),
+        (_backward, _fake_backward),
+    ):
+        _explain_memory(op, fake)
+        torch.library.register_fake(op, fake)
+    _run_forward = _forward_no_grad._op  # past a call of torch's that only leads here

@@ -240,3 +240,21 @@ def test_no_samples(device: str) -> None:
         assert parameter.grad is not None and torch.equal(
             parameter.grad, torch.zeros_like(parameter)
         )
+
+
+@pytest.mark.parametrize("how", ["eager", "aot_eager", "inductor"])
+def test_out_of_memory(how: str) -> None:
+    """PyTorch's own words, in compiled code too; on pretend GPUs: tests/test_host_failures.py."""
+    torch._dynamo.reset()
+    x = torch.zeros(1, 1, 1, 1).expand(2**20, 64, 1024, 64)  # 17 TB, once it is copied
+    weights = torch.ones(4, 64), torch.ones(64, 4)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return squeeze_excitation(x, *weights)
+
+    call = layer if how == "eager" else torch.compile(layer, backend=how, fullgraph=True)
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="can't allocate memory: you tried to allocate 17592186"),
+    ):
+        call(x)

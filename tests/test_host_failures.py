@@ -112,13 +112,24 @@ def test_out_of_memory(direction: str, scarce: None, monkeypatch: pytest.MonkeyP
         assert torch.allclose(there.x.grad.cpu().double(), cases.truth(problem)["dx"], atol=1e-4)
 
 
-def test_out_of_memory_of_the_op_itself(scarce: None) -> None:
-    """Compiled code calls it directly: the words by which programs know the error are there."""
+@pytest.mark.parametrize("how", ["op", "aot_eager"])
+def test_out_of_memory_where_the_op_itself_is_called(how: str, scarce: None) -> None:
+    """By programs and by compiled code (inductor's on a CPU: tests/test_errors.py)."""
+    torch._dynamo.reset()
     x = torch.empty(64, 64, 32, 32, device="cuda:1")
     weights = torch.empty(4, 64, device="cuda:1"), torch.empty(64, 4, device="cuda:1")
-    fillers = leave(2)
-    with pytest.raises(RuntimeError, match=r"CUDA out of memory\. Could not allocate 16777216 b"):
-        torch.ops.seblock_cuda.se_forward(x, *weights, None, None, None, 0, 0, 0)
+
+    def layer() -> torch.Tensor:
+        if how == "op":
+            return torch.ops.seblock_cuda.se_forward.default(x, *weights, *[None] * 3, *[0] * 3)[0]
+        return squeeze_excitation(x, *weights)
+
+    call = layer if how == "op" else torch.compile(layer, backend=how, fullgraph=True)
+    with torch.no_grad():
+        call()  # compiled
+        fillers = leave(2)
+        with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory. Tried to allocate"):
+            call()
     del fillers
 
 
