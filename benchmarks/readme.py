@@ -63,20 +63,22 @@ def summary(folder: Path | None, on_cpu: bool) -> str:
     for direction, name in DIRECTIONS.items():
         found = [item for item in items if item.row.direction == direction]
         over = [_times(i.speed_up(rival) for i in found) for rival in ("plain", "compile")]
-        lines.append([f"the layer, {name}", *over])
+        layers = len({item.name for item in found})
+        lines.append([f"the layer, {name}: mean (worst) of {layers} layers", *over])
     for step in steps(read_csv(folder / "model.csv", ModelRow)):
         of_step = f"a training step of {step.network}, batch {step.batch}"
         over = [_times([step.ms("plain") / step.ms("fused")], digits=2), NOT_MEASURED]
         lines.append([of_step + (", torch.compile" if step.mode == "compile" else ""), *over])
     headers = [f"{where}: {_facts(folder, items)}", "over plain PyTorch", "over torch.compile"]
     table = tabulate(lines, headers, "github", disable_numparse=True, colalign=_columns(1, 2))
-    layers = len({item.name for item in items})
-    told = f"Of {layers} layers of real networks the geometric mean, in brackets the worst"
     system = _preferred(_of(folder / "system" / "op.csv"))
-    if system:
-        how = "with a malloc that keeps memory ([why, and how](docs/benchmarks.md#memory-on-a-cpu))"
-        told += f"; {how}. With malloc as it is, over plain PyTorch: {_over_plain(system)}"
-    return f"{table}\n\n{told}."
+    if not system:
+        return table
+    return (
+        f"{table}\n\nThat is with a malloc that keeps memory "
+        "([why, and how](docs/benchmarks.md#memory-on-a-cpu)). With malloc as it is, over plain "
+        f"PyTorch: {_over_plain(system)}."
+    )
 
 
 def page(results: Path) -> str:

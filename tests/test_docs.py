@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN = ("docs/bring-your-model.md", "docs/use.md")
+RUN = ("README.md", "docs/bring-your-model.md", "docs/use.md")
 SECTIONS = re.compile(r"\n## ([^\n]+)\n|```python\n(.*?)```", re.S)
 
 
