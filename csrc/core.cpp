@@ -6,6 +6,7 @@
 #include <string>
 
 #include "build_info.h"
+#include "candidates.h"
 #include "plan.h"
 #include "plan_options.h"
 
@@ -44,23 +45,36 @@ DeviceLimits known_device(const std::string& name) {
   throw std::invalid_argument("device must be one of " + known + ", got " + name);
 }
 
+Direction direction_from(const std::string& name) {
+  if (name == "forward") return Direction::forward;
+  if (name == "backward") return Direction::backward;
+  throw std::invalid_argument("direction must be forward or backward, got " + name);
+}
+
+Problem problem_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype,
+                     const std::string& layout, const std::string& weight_dtype,
+                     const std::string& tail) {
+  if (n < 0 || c < 1 || s < 1 || r < 1)
+    throw std::invalid_argument("n must be at least 0, c, s and r at least 1");
+  return {{n, c, s, r},     layout_from(layout), dtype_from(dtype), dtype_from(weight_dtype),
+          Activation::relu, Gate::sigmoid,       tail_from(tail)};
+}
+
 Plan plan_from(int64_t n, int64_t c, int64_t s, int64_t r, const std::string& dtype,
                const std::string& layout, const std::string& weight_dtype, bool aligned,
                const std::string& tail, const std::string& direction, const DeviceLimits& limits,
                const std::string& strategy, int group, int lag, int blocks) {
-  if (n < 0 || c < 1 || s < 1 || r < 1)
-    throw std::invalid_argument("n must be at least 0, c, s and r at least 1");
-  if (direction != "forward" && direction != "backward")
-    throw std::invalid_argument("direction must be forward or backward, got " + direction);
-  return plan({{n, c, s, r},
-               layout_from(layout),
-               dtype_from(dtype),
-               dtype_from(weight_dtype),
-               Activation::relu,
-               Gate::sigmoid,
-               tail_from(tail)},
-              direction == "forward" ? Direction::forward : Direction::backward, aligned, limits,
-              forced(strategy, group, lag, blocks));
+  return plan(problem_from(n, c, s, r, dtype, layout, weight_dtype, tail),
+              direction_from(direction), aligned, limits, forced(strategy, group, lag, blocks));
+}
+
+std::vector<Plan> candidates_of(int64_t n, int64_t c, int64_t s, int64_t r,
+                                const std::string& dtype, const std::string& layout,
+                                const std::string& weight_dtype, bool aligned,
+                                const std::string& tail, const std::string& direction,
+                                const DeviceLimits& limits) {
+  return candidates(problem_from(n, c, s, r, dtype, layout, weight_dtype, tail),
+                    direction_from(direction), aligned, limits);
 }
 
 Tiling tiling_from(int64_t c, int64_t s, const std::string& dtype, const std::string& layout) {
@@ -134,6 +148,11 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("traffic", &Plan::traffic)
       .def("__repr__", &to_string);
 
+  m.def("candidates", &candidates_of, py::arg("n"), py::arg("c"), py::arg("s"), py::arg("r"),
+        py::arg("dtype"), py::arg("layout"), py::arg("weight_dtype"), py::arg("aligned"),
+        py::arg("tail") = "none", py::arg("direction") = "forward",
+        py::arg("limits") = kKnownDevices[0].limits,
+        "What a tuner tries for a problem, the rule's own plan first.");
   m.def("plan", &plan_from, py::arg("n"), py::arg("c"), py::arg("s"), py::arg("r"),
         py::arg("dtype"), py::arg("layout"), py::arg("weight_dtype"), py::arg("aligned"),
         py::arg("tail") = "none", py::arg("direction") = "forward",

@@ -15,14 +15,15 @@
 #include "arguments.h"
 #include "cpu/cpu.h"
 #include "plan.h"
+#include "plan_options.h"
 #include "se_types.h"
 #include "tensors.h"
+#include "tuned.h"
 
 #ifdef SEBLOCK_WITH_CUDA
 #include <dlfcn.h>
 
 #include "cuda/launch.h"
-#include "plan_options.h"
 #endif
 
 namespace seblock {
@@ -87,14 +88,24 @@ struct CudaBackend {
     TORCH_ERROR_CODE_CHECK(current_stream()(x.get_device_index(), &stream));
     return stream;
   }
+  // What the environment asks for, else what was tuned, else the rule.
+  static Plan choose(const Problem& problem, Direction direction, bool aligned,
+                     const DeviceLimits& limits) {
+    const Forced asked = forced_by_environment();
+    if (asked.strategy) return plan(problem, direction, aligned, limits, asked);
+    try {
+      return plan(problem, direction, aligned, limits, tuned(limits, problem, direction, aligned));
+    } catch (const std::invalid_argument&) {  // tuned for another batch, or a file is wrong
+      return plan(problem, direction, aligned, limits);
+    }
+  }
   template <typename Params>
   static void execute(Params& params, Direction direction, bool aligned, const Tensor& x,
                       void (*launcher)(const Params&, const Plan&, void*)) {
     const int device = x.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
     cuda::require_usable(device);
-    const Plan chosen =
-        plan(params.problem, direction, aligned, cuda::limits_of(device), forced_by_environment());
+    const Plan chosen = choose(params.problem, direction, aligned, cuda::limits_of(device));
     log_if_asked(direction, chosen);
     const Tensor workspace = CpuBackend::bytes(chosen.workspace.bytes(), x);
     params.workspace = workspace.mutable_data_ptr();
@@ -210,11 +221,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(
 
 std::string cpu_capability() { return cpu::capability(); }
 
+// The device's capability, multiprocessors and L2 bytes; the problem, in the numbers of its enums;
+// the strategy, and group, lag and blocks, where 0 leaves them to the rule.
+void use_tuned_plan(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t n,
+                    int64_t c, int64_t s, int64_t r, int64_t dtype, int64_t weight_dtype,
+                    int64_t layout, int64_t tail, int64_t direction, bool aligned, int64_t strategy,
+                    int64_t group, int64_t lag, int64_t blocks) {
+  const auto small = [](int64_t value) { return static_cast<int>(value); };
+  const Problem problem{{n, c, s, r},
+                        static_cast<Layout>(layout),
+                        static_cast<DType>(dtype),
+                        static_cast<DType>(weight_dtype),
+                        Activation::relu,
+                        Gate::sigmoid,
+                        static_cast<Tail>(tail)};
+  require(strategy >= 0 && strategy < 3, "unknown strategy");
+  use_plan({small(capability), small(multiprocessors), l2_bytes, 0, 0}, problem,
+           static_cast<Direction>(direction), aligned,
+           forced(kStrategyNames[strategy], small(group), small(lag), small(blocks)));
+}
+
 }  // namespace
 }  // namespace seblock
 
 STABLE_TORCH_LIBRARY(seblock_cuda, m) {
   m.def("cpu_capability() -> str");
+  m.def(
+      "use_plan(int capability, int multiprocessors, int l2_bytes, int n, int c, int s, int r, "
+      "int dtype, int weight_dtype, int layout, int tail, int direction, bool aligned, "
+      "int strategy, int group, int lag, int blocks) -> ()");
+  m.def("forget_plans() -> ()");
   m.def("cuda_problem() -> str");  // why no device can run the CUDA kernels, if that is so
   // -> y, pooled, z1, gate, mask; mask: None but with a ReLU
   const std::string forward =
@@ -235,6 +271,8 @@ STABLE_TORCH_LIBRARY(seblock_cuda, m) {
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&seblock::cpu_capability));
   m.impl("cuda_problem", TORCH_BOX(&seblock::cuda_problem));
+  m.impl("use_plan", TORCH_BOX(&seblock::use_tuned_plan));
+  m.impl("forget_plans", TORCH_BOX(&seblock::forget_plans));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CPU, m) {

@@ -89,6 +89,20 @@ def plan(
     blocks: int = 0,
 ) -> Plan: ...
 
+def candidates(
+    n: int,
+    c: int,
+    s: int,
+    r: int,
+    dtype: str,
+    layout: str,
+    weight_dtype: str,
+    aligned: bool,
+    tail: str = "none",
+    direction: str = "forward",
+    limits: DeviceLimits = ...,
+) -> list[Plan]: ...
+
 class Tiling:
     def __init__(self, c: int, s: int, dtype: str, layout: str) -> None: ...
     @property

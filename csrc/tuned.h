@@ -1,0 +1,19 @@
+// Plans that were tuned: what runs otherwise than the rule has it, by device and problem.
+//
+// Looked up at every call. Any thread may call any of these; a call that is under way keeps what it
+// has found.
+#pragma once
+
+#include "plan.h"
+
+namespace seblock {
+
+// From now on. A device is known by its capability, multiprocessors and L2 bytes.
+void use_plan(const DeviceLimits& device, const Problem& problem, Direction direction, bool aligned,
+              const Forced& forced);
+void forget_plans();
+
+// What was tuned for this layer with the nearest batch, within a factor of two; else nothing.
+Forced tuned(const DeviceLimits& device, const Problem& problem, Direction direction, bool aligned);
+
+}  // namespace seblock
