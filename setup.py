@@ -45,7 +45,7 @@ from build_tools.toolkit import Toolkit, choose_toolkit, mismatch  # noqa: E402
 # ---------------------------------------------------------------------------------- what is built
 
 PLAN_SOURCES = ["csrc/plan.cpp", "csrc/candidates.cpp"]
-OP_SOURCES = ["csrc/ops.cpp", "csrc/tuned.cpp", *PLAN_SOURCES]  # and csrc/cpu/*.cpp, and csrc/cuda/*.cu
+OP_SOURCES = ["csrc/ops.cpp", "csrc/tuned.cpp", *PLAN_SOURCES]  # and csrc/cpu, csrc/cuda
 CORE_SOURCES = ["csrc/core.cpp", *PLAN_SOURCES]
 
 # Host files with flags of their own: the processor chooses among the instruction sets at run time.

@@ -94,7 +94,8 @@ struct CudaBackend {
     const Forced asked = forced_by_environment();
     if (asked.strategy) return plan(problem, direction, aligned, limits, asked);
     try {
-      return plan(problem, direction, aligned, limits, tuned(limits, problem, direction, aligned));
+      return plan(problem, direction, aligned, limits,
+                  tuned_plan(limits, problem, direction, aligned).forced);
     } catch (const std::invalid_argument&) {  // tuned for another batch, or a file is wrong
       return plan(problem, direction, aligned, limits);
     }
@@ -221,24 +222,49 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> se_backward(
 
 std::string cpu_capability() { return cpu::capability(); }
 
-// The device's capability, multiprocessors and L2 bytes; the problem, in the numbers of its enums;
-// the strategy, and group, lag and blocks, where 0 leaves them to the rule.
-void use_tuned_plan(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t n,
-                    int64_t c, int64_t s, int64_t r, int64_t dtype, int64_t weight_dtype,
-                    int64_t layout, int64_t tail, int64_t direction, bool aligned, int64_t strategy,
-                    int64_t group, int64_t lag, int64_t blocks) {
-  const auto small = [](int64_t value) { return static_cast<int>(value); };
-  const Problem problem{{n, c, s, r},
-                        static_cast<Layout>(layout),
-                        static_cast<DType>(dtype),
-                        static_cast<DType>(weight_dtype),
-                        Activation::relu,
-                        Gate::sigmoid,
-                        static_cast<Tail>(tail)};
+// ---- tuned plans: csrc/tuned.h ----
+
+DeviceLimits device_of(int64_t capability, int64_t multiprocessors, int64_t l2_bytes) {
+  return {static_cast<int>(capability), static_cast<int>(multiprocessors), l2_bytes, 0, 0};
+}
+
+// Of the numbers of the enums.
+Problem problem_of(int64_t n, int64_t c, int64_t s, int64_t r, int64_t dtype, int64_t weight_dtype,
+                   int64_t layout, int64_t tail) {
+  return {{n, c, s, r},
+          static_cast<Layout>(layout),
+          static_cast<DType>(dtype),
+          static_cast<DType>(weight_dtype),
+          Activation::relu,
+          Gate::sigmoid,
+          tail_of(tail)};
+}
+
+// Group, lag and blocks: 0 leaves them to the rule.
+void use_plan_of(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t n,
+                 int64_t c, int64_t s, int64_t r, int64_t dtype, int64_t weight_dtype,
+                 int64_t layout, int64_t tail, int64_t direction, bool aligned, int64_t strategy,
+                 int64_t group, int64_t lag, int64_t blocks, bool shipped) {
   require(strategy >= 0 && strategy < 3, "unknown strategy");
-  use_plan({small(capability), small(multiprocessors), l2_bytes, 0, 0}, problem,
+  use_plan(device_of(capability, multiprocessors, l2_bytes),
+           problem_of(n, c, s, r, dtype, weight_dtype, layout, tail),
            static_cast<Direction>(direction), aligned,
-           forced(kStrategyNames[strategy], small(group), small(lag), small(blocks)));
+           {forced(kStrategyNames[strategy], static_cast<int>(group), static_cast<int>(lag),
+                   static_cast<int>(blocks)),
+            shipped});
+}
+
+// -> strategy (-1: nothing was tuned), group, lag, blocks, shipped
+std::tuple<int64_t, int64_t, int64_t, int64_t, bool> tuned_plan_of(
+    int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t n, int64_t c, int64_t s,
+    int64_t r, int64_t dtype, int64_t weight_dtype, int64_t layout, int64_t tail, int64_t direction,
+    bool aligned) {
+  const Tuned found = tuned_plan(device_of(capability, multiprocessors, l2_bytes),
+                                 problem_of(n, c, s, r, dtype, weight_dtype, layout, tail),
+                                 static_cast<Direction>(direction), aligned);
+  const Forced& forced = found.forced;
+  return {forced.strategy ? static_cast<int64_t>(*forced.strategy) : -1, forced.group.value_or(0),
+          forced.lag.value_or(0), forced.blocks.value_or(0), found.shipped};
 }
 
 }  // namespace
@@ -246,10 +272,12 @@ void use_tuned_plan(int64_t capability, int64_t multiprocessors, int64_t l2_byte
 
 STABLE_TORCH_LIBRARY(seblock_cuda, m) {
   m.def("cpu_capability() -> str");
-  m.def(
-      "use_plan(int capability, int multiprocessors, int l2_bytes, int n, int c, int s, int r, "
-      "int dtype, int weight_dtype, int layout, int tail, int direction, bool aligned, "
-      "int strategy, int group, int lag, int blocks) -> ()");
+  const std::string tuned =
+      "(int capability, int multiprocessors, int l2_bytes, int n, int c, int s, int r, int dtype, "
+      "int weight_dtype, int layout, int tail, int direction, bool aligned";
+  m.def(("use_plan" + tuned + ", int strategy, int group, int lag, int blocks, bool shipped) -> ()")
+            .c_str());
+  m.def(("tuned_plan" + tuned + ") -> (int, int, int, int, bool)").c_str());
   m.def("forget_plans() -> ()");
   m.def("cuda_problem() -> str");  // why no device can run the CUDA kernels, if that is so
   // -> y, pooled, z1, gate, mask; mask: None but with a ReLU
@@ -271,7 +299,8 @@ STABLE_TORCH_LIBRARY(seblock_cuda, m) {
 STABLE_TORCH_LIBRARY_IMPL(seblock_cuda, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&seblock::cpu_capability));
   m.impl("cuda_problem", TORCH_BOX(&seblock::cuda_problem));
-  m.impl("use_plan", TORCH_BOX(&seblock::use_tuned_plan));
+  m.impl("use_plan", TORCH_BOX(&seblock::use_plan_of));
+  m.impl("tuned_plan", TORCH_BOX(&seblock::tuned_plan_of));
   m.impl("forget_plans", TORCH_BOX(&seblock::forget_plans));
 }
 

@@ -13,7 +13,7 @@ namespace {
 // All that a plan depends on but N, activation and gate. The layer's numbers come first: they
 // differ soonest.
 using Layer = std::array<int64_t, 12>;
-using ByBatch = std::map<int64_t, Forced>;
+using ByBatch = std::map<int64_t, Tuned>;
 
 struct Table {
   std::shared_mutex mutex;
@@ -45,9 +45,9 @@ Layer layer_of(const DeviceLimits& device, const Problem& problem, Direction dir
 }  // namespace
 
 void use_plan(const DeviceLimits& device, const Problem& problem, Direction direction, bool aligned,
-              const Forced& forced) {
+              const Tuned& tuned) {
   const std::unique_lock lock(table().mutex);
-  table().layers[layer_of(device, problem, direction, aligned)][problem.shape.n] = forced;
+  table().layers[layer_of(device, problem, direction, aligned)][problem.shape.n] = tuned;
 }
 
 void forget_plans() {
@@ -55,8 +55,8 @@ void forget_plans() {
   table().layers.clear();
 }
 
-Forced tuned(const DeviceLimits& device, const Problem& problem, Direction direction,
-             bool aligned) {
+Tuned tuned_plan(const DeviceLimits& device, const Problem& problem, Direction direction,
+                 bool aligned) {
   const std::shared_lock lock(table().mutex);
   if (table().layers.empty()) return {};
   const auto layer = table().layers.find(layer_of(device, problem, direction, aligned));
@@ -70,9 +70,10 @@ Forced tuned(const DeviceLimits& device, const Problem& problem, Direction direc
     nearest = std::prev(nearest);
   }
   if (nearest->first > 2 * n || n > 2 * nearest->first) return {};
-  Forced forced = nearest->second;
-  if (forced.lag) forced.lag = static_cast<int>(std::min<int64_t>(*forced.lag, n));
-  return forced;
+  Tuned found = nearest->second;
+  if (found.forced.lag)
+    found.forced.lag = static_cast<int>(std::min<int64_t>(*found.forced.lag, n));
+  return found;
 }
 
 }  // namespace seblock

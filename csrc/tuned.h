@@ -8,12 +8,19 @@
 
 namespace seblock {
 
+struct Tuned {
+  Forced forced = {};
+  bool shipped = false;  // with the library, rather than tuned here
+};
+
 // From now on. A device is known by its capability, multiprocessors and L2 bytes.
 void use_plan(const DeviceLimits& device, const Problem& problem, Direction direction, bool aligned,
-              const Forced& forced);
+              const Tuned& tuned);
 void forget_plans();
 
-// What was tuned for this layer with the nearest batch, within a factor of two; else nothing.
-Forced tuned(const DeviceLimits& device, const Problem& problem, Direction direction, bool aligned);
+// What was tuned for this layer with the nearest batch, within a factor of two; else nothing is
+// forced.
+Tuned tuned_plan(const DeviceLimits& device, const Problem& problem, Direction direction,
+                 bool aligned);
 
 }  // namespace seblock

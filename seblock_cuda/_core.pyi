@@ -88,7 +88,6 @@ def plan(
     lag: int = 0,
     blocks: int = 0,
 ) -> Plan: ...
-
 def candidates(
     n: int,
     c: int,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +22,112 @@ if TYPE_CHECKING:
 _STREAM_BLOCKS = 4
 
 
+STRATEGIES = ("split", "stream", "resident")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("nchw", "nhwc")
+TAILS = ("none", "add", "add_relu")
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan is made for: one direction of the layer on tensors of one kind.
+
+    Attributes:
+        n, c, s, r: samples, channels, positions, channels of the squeeze.
+        dtype, weight_dtype: of x, and of the weights.
+        layout: how the op reads x: ``nchw`` or ``nhwc``.
+        tail: ``none``, ``add`` or ``add_relu``.
+        direction: ``forward`` or ``backward``.
+        aligned: whether every tensor of x's size starts on a 16-byte boundary.
+    """
+
+    n: int
+    c: int
+    s: int
+    r: int
+    dtype: str
+    weight_dtype: str
+    layout: str
+    tail: str
+    direction: str
+    aligned: bool
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        reduce_weight: Tensor,
+        residual: Tensor | None = None,
+        tail: str = "none",
+        direction: str = "forward",
+    ) -> Problem:
+        """Of a call's tensors; gradients, which may not exist yet, are taken to be aligned."""
+        read = [x] if residual is None or direction == "backward" else [x, residual]
+        return cls(
+            n=x.shape[0],
+            c=x.shape[1],
+            s=x.shape[2:].numel(),
+            r=reduce_weight.shape[0],
+            dtype=dtype_name(x.dtype),
+            weight_dtype=dtype_name(reduce_weight.dtype),
+            layout="nchw" if _ops._output_like(x).is_contiguous() else "nhwc",
+            tail=tail,
+            direction=direction,
+            aligned=all(map(_aligned, read)),
+        )
+
+    def plan(
+        self,
+        limits: DeviceLimits,
+        strategy: str = "",
+        group: int = 0,
+        lag: int = 0,
+        blocks: int = 0,
+    ) -> Plan:
+        """How it is run: as forced, and where that is empty or 0 by the rule.
+
+        Raises:
+            ValueError: what is forced cannot run it.
+        """
+        from seblock_cuda import _core
+
+        forced = strategy, group, lag, blocks
+        return _core.plan(*self._layer(), self.tail, self.direction, limits, *forced)
+
+    def candidates(self, limits: DeviceLimits) -> list[Plan]:
+        """What is worth trying, the rule's own plan first: csrc/candidates.h."""
+        from seblock_cuda import _core
+
+        return _core.candidates(*self._layer(), self.tail, self.direction, limits)
+
+    def _layer(self) -> tuple[int, int, int, int, str, str, str, bool]:
+        shape = self.n, self.c, self.s, self.r
+        return *shape, self.dtype, self.layout, self.weight_dtype, self.aligned
+
+    def codes(self) -> tuple[Any, ...]:
+        """As the ops ``use_plan`` and ``tuned_plan`` take it."""
+        return (
+            *(self.n, self.c, self.s, self.r),
+            *(DTYPES.index(self.dtype), DTYPES.index(self.weight_dtype)),
+            *(LAYOUTS.index(self.layout), TAILS.index(self.tail)),
+            *(DIRECTIONS.index(self.direction), self.aligned),
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class Plans:
-    """How the CUDA kernels run the two directions: see csrc/plan.h."""
+    """How the CUDA kernels run the two directions: see csrc/plan.h.
+
+    Attributes:
+        forward, backward: the plans.
+        sources: where they come from: ``rule``, ``tuned`` (here), ``shipped`` (with the library) or
+            ``forced`` (by SEBLOCK_STRATEGY), forward and backward.
+    """
 
     forward: Plan
     backward: Plan
+    sources: tuple[str, str] = ("rule", "rule")
 
     @property
     def strategy(self) -> str | None:
@@ -73,32 +172,36 @@ def explain(
         RuntimeError: the op library was not built.
     """
     _ops.require()
-    from seblock_cuda import _core
-
     if isinstance(reduce_weight, nn.Module):
         reduce_weight, expand_weight, reduce_bias, expand_bias = _operands(reduce_weight, input)
-    n, c = input.shape[:2]
-    r = reduce_weight.shape[0]
+    c, r = input.shape[1], reduce_weight.shape[0]
     if expand_weight is None:
         expand_weight = reduce_weight.new_empty(c, r)
     check_arguments(input, reduce_weight, expand_weight, reduce_bias, expand_bias, residual)
-    plan = partial(
-        _core.plan,
-        n,
-        c,
-        input.shape[2:].numel(),
-        r,
-        dtype_name(input.dtype),
-        "nchw" if _ops._output_like(input).is_contiguous() else "nhwc",
-        dtype_name(reduce_weight.dtype),
-        tail="none" if residual is None else "add_relu" if residual_activation else "add",
-        limits=_device_limits(input),
-        strategy=os.environ.get("SEBLOCK_STRATEGY", ""),
+    tail = "none" if residual is None else "add_relu" if residual_activation else "add"
+    limits = device_limits(input.device)
+    forward, backward = (
+        _choose(Problem.of(input, reduce_weight, residual, tail, direction), limits)
+        for direction in DIRECTIONS
     )
-    return Plans(
-        plan(_aligned(input) and (residual is None or _aligned(residual)), direction="forward"),
-        plan(_aligned(input), direction="backward"),
-    )
+    return Plans(forward[0], backward[0], (forward[1], backward[1]))
+
+
+def _choose(problem: Problem, limits: DeviceLimits) -> tuple[Plan, str]:
+    """The plan that a call has, and where it comes from: `choose` in csrc/ops.cpp."""
+    asked = os.environ.get("SEBLOCK_STRATEGY", "")
+    if asked:
+        return problem.plan(limits, strategy=asked), "forced"
+    device = limits.capability, limits.multiprocessors, limits.l2_bytes
+    found = torch.ops.seblock_cuda.tuned_plan(*device, *problem.codes())
+    strategy, group, lag, blocks, shipped = found
+    if strategy < 0:
+        return problem.plan(limits), "rule"
+    try:
+        plan = problem.plan(limits, STRATEGIES[strategy], group, lag, blocks)
+        return plan, "shipped" if shipped else "tuned"
+    except ValueError:  # tuned for another batch
+        return problem.plan(limits), "rule"
 
 
 def _operands(layer: nn.Module, input: Tensor) -> Operands:
@@ -116,16 +219,17 @@ def _aligned(tensor: Tensor) -> bool:
     return tensor.is_meta or not _ops.is_native(tensor) or tensor.data_ptr() % 16 == 0
 
 
-def _device_limits(input: Tensor) -> DeviceLimits:
+def device_limits(device: torch.device) -> DeviceLimits:
+    """Of a CUDA device; of an H200 for any other."""
     from seblock_cuda import _core
 
-    if not input.is_cuda:
+    if device.type != "cuda":
         return _core.known_device("H200")
-    device: Any = torch.cuda.get_device_properties(input.device)
+    found: Any = torch.cuda.get_device_properties(device)
     return _core.DeviceLimits(
-        10 * device.major + device.minor,
-        device.multi_processor_count,
-        device.L2_cache_size,
-        device.shared_memory_per_block_optin,
+        10 * found.major + found.minor,
+        found.multi_processor_count,
+        found.L2_cache_size,
+        found.shared_memory_per_block_optin,
         _STREAM_BLOCKS,
     )

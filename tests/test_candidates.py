@@ -100,7 +100,7 @@ def use(
     device = torch.cuda.get_device_properties(0)
     facts = (10 * device.major + device.minor, device.multi_processor_count, device.L2_cache_size)
     of_layer = (24, 64, 4, 0, 0, 0, 0)  # C, S, R; float32 twice, nchw, no tail
-    OP.use_plan(*facts, n, *of_layer, direction, True, strategy, group, lag, blocks)
+    OP.use_plan(*facts, n, *of_layer, direction, True, strategy, group, lag, blocks, False)
 
 
 def launched(n: int = 16) -> tuple[dict[str, Tensor], list[str]]:
@@ -177,4 +177,4 @@ def test_numbers_that_cannot_be_run_leave_the_rule() -> None:
 def test_an_unknown_strategy_is_refused() -> None:
     _ops.require()
     with pytest.raises(RuntimeError, match="unknown strategy"):
-        OP.use_plan(*[1] * 12, True, 3, 0, 0, 0)
+        OP.use_plan(*[1] * 12, True, 3, 0, 0, 0, False)

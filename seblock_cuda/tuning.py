@@ -1,0 +1,380 @@
+"""Measures which plan runs fastest on this GPU, and keeps it: :func:`tune`, :func:`tune_op`.
+
+A plan never changes a bit of a sample's result, so all that can change is the time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seblock_cuda import _ops, plan_files
+from seblock_cuda.plan_files import Choice, Device
+from seblock_cuda.plans import DIRECTIONS, TAILS, Problem, device_limits
+
+if TYPE_CHECKING:
+    from seblock_cuda._core import Plan
+
+SECONDS = 0.05  # of measuring, for a problem
+CALLS = 3  # of a candidate, before the next one has its turn
+LEAST_ROUNDS, MOST_ROUNDS = 3, 40
+MOST_SETS = 64  # of inputs
+QUIET = 1.5  # slow calls over fast ones (p80 over p20); above, somebody else is on the GPU
+WORTH = 0.98  # of the rule's time: what another plan may take at most
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a call: the median, and the fifth fastest and slowest of all."""
+
+    ms: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        ordered = sorted(samples)
+        fifth = len(ordered) // 5
+        return cls(median(ordered), ordered[fifth], ordered[-1 - fifth])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What :func:`measure` finds: a timing for each candidate, in their order; the rivals'."""
+
+    candidates: list[Timing]
+    plain: Timing
+    copy: Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """A problem, tuned.
+
+    Attributes:
+        rule, best: the rule's plan and the one that is kept, which may be the same.
+        rule_ms, best_ms, plain_ms: their times and plain PyTorch's.
+        of_copy: the least traffic over the best time, as a share of the speed of a copy of x.
+        quiet: False: the times were too far apart to tell, the rule's plan is kept.
+    """
+
+    problem: Problem
+    rule: Plan
+    best: Plan
+    rule_ms: float
+    best_ms: float
+    plain_ms: float
+    of_copy: float
+    quiet: bool
+
+    def __str__(self) -> str:
+        p = self.problem
+        cells = (
+            f"{p.n} x {p.c} x {p.s} / {p.r} {p.dtype} {p.layout} {p.tail} {p.direction}",
+            f"{_short(self.rule)} {self.rule_ms:.4f}",
+            f"{_short(self.best)} {self.best_ms:.4f}",
+            f"{self.of_copy:.0%}",
+            f"{self.plain_ms:.4f}",
+            "" if self.quiet else "not quiet: the rule's plan is kept",
+        )
+        return " | ".join(cells)
+
+
+class Tuning:
+    """What was tuned: iterable, and a table when printed.
+
+    Attributes:
+        rows: a :class:`Row` for every problem.
+        left: problems for which the budget did not last.
+        path: the file where it is kept; None if it is not.
+    """
+
+    def __init__(self, rows: list[Row], left: int, path: Any) -> None:
+        self.rows, self.left, self.path = rows, left, path
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        if not self.rows and not self.left:
+            return "nothing to tune: no fused SE layer was called"
+        lines = ["problem | rule, ms | best, ms | of copy | plain, ms |", *map(str, self.rows)]
+        if self.left:
+            lines.append(f"{self.left} problems are left: the budget did not last")
+        if slow := [row for row in self.rows if row.plain_ms < row.best_ms]:
+            lines.append(f"plain PyTorch is faster for {len(slow)} of them: please report this")
+        kept = f"kept in {self.path}" if self.path else "not kept: for this process only"
+        return "\n".join([*lines, kept])
+
+
+def tune(
+    model: nn.Module,
+    *inputs: Any,
+    training: bool = True,
+    budget: float | None = None,
+) -> Tuning:
+    """Tunes the fused SE layers that a forward of the model calls.
+
+    The model is run once on `inputs`, in evaluation and without gradients: nothing of it changes.
+
+    Args:
+        model: on a CUDA device, with fused layers (:func:`seblock_cuda.convert_se_modules`).
+        inputs: what it is called with, of the size and dtype that will be used; under
+            ``torch.autocast`` if training will be.
+        training: the backward too.
+        budget: seconds after which no further problem is begun; None: no limit.
+
+    Returns:
+        :class:`Tuning`. The plans are used from now on, and kept for later processes.
+
+    Raises:
+        RuntimeError: the CUDA kernels cannot run here; the message says why.
+    """
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    _check(device)
+    return tune_op(collect(model, *inputs, training=training), device=device, budget=budget)
+
+
+def tune_op(
+    problems: Iterable[Problem],
+    *,
+    device: torch.device | str = "cuda",
+    budget: float | None = None,
+) -> Tuning:
+    """Tunes these problems, on this device.
+
+    Args:
+        problems: :class:`Problem`, each one direction of one layer.
+        device: a CUDA device.
+        budget: seconds after which no further problem is begun; None: no limit.
+
+    Returns:
+        :class:`Tuning`. The plans are used from now on, and kept for later processes.
+
+    Raises:
+        RuntimeError: the CUDA kernels cannot run there; the message says why.
+    """
+    device = torch.device(device)
+    _check(device)
+    wanted = list(dict.fromkeys(problems))
+    model, rows, started = Device.of(device), [], time.monotonic()
+    for problem in _with_progress(wanted):
+        if budget is not None and time.monotonic() - started > budget:
+            break
+        rows.append(_tuned(problem, model, device))
+    choices = {row.problem: _choice(row.best) for row in rows}
+    plan_files.use(model, choices)
+    path = None
+    if choices:
+        try:
+            path = plan_files.keep(model, choices)
+        except OSError as error:
+            warnings.warn(f"the plans are used, but cannot be kept: {error}", stacklevel=2)
+    return Tuning(rows, len(wanted) - len(rows), path)
+
+
+def _check(device: torch.device) -> None:
+    reason = _ops.cuda_unusable_reason(device.index or 0)
+    if reason is None and device.type != "cuda":
+        reason = f"the model is on {device}"
+    if reason:
+        raise RuntimeError(f"tuning needs a GPU: {reason}")
+
+
+class _Collect(TorchDispatchMode):
+    """Sees every call of the op: modes do."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: dict[Problem, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in [forward.default for forward in _ops.forwards()]:
+            x, reduce_weight, _, _, _, residual, _, _, tail = args
+            for direction in DIRECTIONS:
+                self.found[Problem.of(x, reduce_weight, residual, TAILS[tail], direction)] = None
+        return func(*args, **(kwargs or {}))
+
+
+def collect(model: nn.Module, *inputs: Any, training: bool = True) -> list[Problem]:
+    """The problems that a forward of the model meets, and its backward; each once.
+
+    Runs it in evaluation, without gradients, and leaves every module in the mode that it was in.
+    """
+    _ops.require()
+    modes = {module: module.training for module in model.modules()}
+    mode = _Collect()
+    try:
+        model.eval()
+        with torch.no_grad(), mode:
+            model(*inputs)
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
+    return [each for each in mode.found if training or each.direction == "forward"]
+
+
+def _tuned(problem: Problem, model: Device, device: torch.device) -> Row:
+    plans = problem.candidates(device_limits(device))
+    found = measure(problem, [_choice(plan) for plan in plans], model, device)
+    rule, quiet = found.candidates[0], found.candidates[0].p80 <= QUIET * found.candidates[0].p20
+    best = min(range(len(plans)), key=lambda i: found.candidates[i].ms)
+    if not quiet or found.candidates[best].ms > WORTH * rule.ms:
+        best = 0
+    ms = found.candidates[best].ms
+    passes = 2 if problem.direction == "forward" else 3  # a copy makes 2
+    passes += {"none": 0, "add": problem.direction == "forward", "add_relu": 1}[problem.tail]
+    of_copy = passes / 2 * found.copy.ms / ms
+    return Row(problem, plans[0], plans[best], rule.ms, ms, found.plain.ms, of_copy, quiet)
+
+
+def _choice(plan: Plan) -> Choice:
+    stream = plan.strategy == "stream"
+    group = plan.group if plan.strategy == "split" else 0
+    return Choice(plan.strategy, group, plan.lag if stream else 0, plan.blocks if stream else 0)
+
+
+def _short(plan: Plan) -> str:
+    choice = _choice(plan)
+    numbers = [f"{name} {n}" for name in ("group", "lag", "blocks") if (n := getattr(choice, name))]
+    return " ".join([choice.strategy, *numbers])
+
+
+def _with_progress(problems: list[Problem]) -> Iterable[Problem]:
+    try:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+    except ImportError:  # nice to have
+        return problems
+    shown: Iterable[Problem] = tqdm(problems, unit="problem", disable=None)
+    return shown
+
+
+# ---- measuring
+
+
+def measure(
+    problem: Problem, choices: Sequence[Choice], model: Device, device: torch.device
+) -> Measured:
+    """Times candidates in turns, and plain PyTorch and a copy of x beside them.
+
+    CUDA events around every call; the inputs rotate through more than twice the L2 cache. Who is
+    slower than the best with certainty (p20 above its p80) is not called again.
+    """
+    sets = _input_sets(problem, model, device)
+    calls: list[Callable[[_Inputs], object]] = [_Inputs.call] * len(choices)
+    calls += [_Inputs.plain, _Inputs.copy]
+    samples: list[list[float]] = [[] for _ in calls]
+    turn, ends = itertools.cycle(sets), time.monotonic() + SECONDS
+
+    def run(which: int, count: int) -> list[tuple[Any, Any]]:
+        if which < len(choices):
+            plan_files.use(model, {problem: choices[which]})
+        events = []
+        for _ in range(count):
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            before.record()
+            calls[which](next(turn))
+            after.record()
+            events.append((before, after))
+        return events
+
+    alive = list(range(len(calls)))
+    for which in alive:
+        run(which, 1)
+    for rounds in range(1, MOST_ROUNDS + 1):
+        events = {which: run(which, CALLS) for which in alive}
+        torch.cuda.synchronize(device)
+        for which, pairs in events.items():
+            samples[which] += [before.elapsed_time(after) for before, after in pairs]
+        if rounds < LEAST_ROUNDS:
+            continue
+        if time.monotonic() > ends:
+            break
+        timings = [Timing.of(each) for each in samples]
+        bar = min(timing.p80 for timing in timings[: len(choices)])
+        always = {0, len(calls) - 2, len(calls) - 1}  # the rule's, plain PyTorch, the copy
+        alive = [i for i in alive if i in always or timings[i].p20 <= bar]
+    *candidates, plain, copy = (Timing.of(each) for each in samples)
+    return Measured(candidates, plain, copy)
+
+
+class _Inputs:
+    """Tensors of a problem, and calls on them."""
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        self.problem = problem
+        p, dtype = problem, getattr(torch, problem.dtype)
+        weights = {"dtype": getattr(torch, problem.weight_dtype), "device": device}
+        self.x, self.dy = self._like_x(dtype, device), self._like_x(dtype, device)
+        self.reduce = torch.randn(p.r, p.c, **weights).div_(p.c**0.5)
+        self.expand = torch.randn(p.c, p.r, **weights).div_(p.r**0.5)
+        self.residual = None if p.tail == "none" else self._like_x(dtype, device)
+        self.target = torch.empty_like(self.x)
+        self.arguments = (self.x, self.reduce, self.expand, None, None, self.residual, 0, 0)
+        self.tail = TAILS.index(p.tail)
+        self.saved = _ops.se_forward(*self.arguments, self.tail)[1:]
+        self.leaves = [
+            tensor.detach().requires_grad_() for tensor in (self.x, self.reduce, self.expand)
+        ]
+        with torch.enable_grad():
+            self.y = self._plain(*self.leaves)
+
+    def _like_x(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        p = self.problem
+        storage = torch.randn(p.n * p.c * p.s + 1, dtype=dtype, device=device)
+        flat = storage[:-1] if p.aligned else storage[1:]
+        if p.layout == "nchw":
+            return flat.view(p.n, p.c, p.s)
+        return flat.view(p.n, p.s, p.c).transpose(1, 2)
+
+    def call(self) -> object:
+        if self.problem.direction == "forward":
+            return _ops.se_forward(*self.arguments, self.tail)
+        weights = self.reduce, self.expand
+        return _ops.se_backward(
+            self.dy, self.x, *weights, *self.saved, False, False, 0, 0, self.tail
+        )
+
+    def plain(self) -> object:
+        if self.problem.direction == "forward":
+            return self._plain(self.x, self.reduce, self.expand)
+        return torch.autograd.grad(self.y, self.leaves, self.dy, retain_graph=True)
+
+    def _plain(self, x: Tensor, reduce_weight: Tensor, expand_weight: Tensor) -> Tensor:
+        gate = torch.relu(x.mean(2) @ reduce_weight.to(x.dtype).T)
+        gate = torch.sigmoid(gate @ expand_weight.to(x.dtype).T)
+        y = x * gate.unsqueeze(2)
+        if self.residual is not None:
+            y = y + self.residual
+        return torch.relu(y) if self.problem.tail == "add_relu" else y
+
+    def copy(self) -> object:
+        return self.target.copy_(self.x)
+
+
+def _input_sets(problem: Problem, model: Device, device: torch.device) -> list[_Inputs]:
+    first = _Inputs(problem, device)
+    tensors = 2 if problem.direction == "forward" else 3
+    one = tensors * max(first.x.numel() * first.x.element_size(), 1)
+    wanted = min(2 * model.l2_bytes // one + 2, MOST_SETS)
+    return [first, *(_Inputs(problem, device) for _ in range(wanted - 1))]
+
+
+def problems_of_layer(
+    n: int, c: int, s: int, r: int, dtype: str, layout: str, tail: str = "none"
+) -> list[Problem]:
+    """Both directions of a layer of a table, its tensors aligned and its weights in x's dtype."""
+    forward = Problem(n, c, s, r, dtype, dtype, layout, tail, "forward", True)
+    return [forward, replace(forward, direction="backward")]
