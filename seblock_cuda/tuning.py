@@ -228,7 +228,8 @@ def collect(model: nn.Module, *inputs: Any, training: bool = True) -> list[Probl
 
 def _tuned(problem: Problem, model: Device, device: torch.device) -> Row:
     plans = problem.candidates(device_limits(device))
-    found = measure(problem, [_choice(plan) for plan in plans], model, device)
+    with torch.cuda.device(device):  # whose stream the events are of
+        found = measure(problem, [_choice(plan) for plan in plans], model, device)
     rule, quiet = found.candidates[0], found.candidates[0].p80 <= QUIET * found.candidates[0].p20
     best = min(range(len(plans)), key=lambda i: found.candidates[i].ms)
     if not quiet or found.candidates[best].ms > WORTH * rule.ms:
@@ -310,6 +311,9 @@ def measure(
     return Measured(candidates, plain, copy)
 
 
+_random = torch.randn
+
+
 class _Inputs:
     """Tensors of a problem, and calls on them."""
 
@@ -318,8 +322,8 @@ class _Inputs:
         p, dtype = problem, getattr(torch, problem.dtype)
         weights = {"dtype": getattr(torch, problem.weight_dtype), "device": device}
         self.x, self.dy = self._like_x(dtype, device), self._like_x(dtype, device)
-        self.reduce = torch.randn(p.r, p.c, **weights).div_(p.c**0.5)
-        self.expand = torch.randn(p.c, p.r, **weights).div_(p.r**0.5)
+        self.reduce = _random(p.r, p.c, **weights)
+        self.expand = _random(p.c, p.r, **weights)
         self.residual = None if p.tail == "none" else self._like_x(dtype, device)
         self.target = torch.empty_like(self.x)
         self.arguments = (self.x, self.reduce, self.expand, None, None, self.residual, 0, 0)
@@ -333,7 +337,7 @@ class _Inputs:
 
     def _like_x(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         p = self.problem
-        storage = torch.randn(p.n * p.c * p.s + 1, dtype=dtype, device=device)
+        storage = _random(p.n * p.c * p.s + 1, dtype=dtype, device=device)
         flat = storage[:-1] if p.aligned else storage[1:]
         if p.layout == "nchw":
             return flat.view(p.n, p.c, p.s)
