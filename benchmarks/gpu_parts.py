@@ -75,6 +75,13 @@ def _op(program: str, *options: str, dry: str = "--rows 23") -> Command:
     return _benchmark(program, *fixed, *options, dry=f"{_OP_DRY} {dry}")
 
 
+def _tune(layout: str, *options: str) -> Command:
+    fixed = ("-m", "seblock_cuda.__main__", "tune", "--workloads", "benchmarks/workloads.csv")
+    fixed += ("--dtype", "bfloat16", "--plans", f"{RESULTS}/plans.json")
+    words = (*fixed, "--table", f"{RESULTS}/tune_{layout}.txt", "--budget", BUDGET, *options)
+    return _python(*words, dry=["--budget", "0"], on_gpu=True)
+
+
 def parts(architecture: str) -> dict[str, Part]:
     """Every part by name, in the order of running.
 
@@ -104,6 +111,12 @@ def parts(architecture: str) -> dict[str, Part]:
             540,
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             equal_shares=True,
+        ),
+        Part(
+            "tune",
+            "the plans of this GPU, and how good the rule is",
+            [_tune("nhwc", "--channels-last"), _tune("nchw")],
+            120,
         ),
         Part(
             "truth",

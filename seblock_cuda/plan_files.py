@@ -13,7 +13,6 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,12 +128,23 @@ def keep(device: Device, plans: Mapping[Problem, Choice]) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known: dict[Problem, Choice] = {}
-        with suppress(OSError, ValueError, KeyError, TypeError, StaleError):
-            there, found = _read(path)
-            known = found if there == device else {}
-        _write(path, device, {**known, **plans})
+        _write(path, device, {**_known(path, device), **plans})
     return path
+
+
+def _known(path: Path, device: Device) -> dict[Problem, Choice]:
+    """What the file has already. A file of SEBLOCK_PLANS that is somebody else's stays as it is."""
+    try:
+        there, found = _read(path)
+    except (FileNotFoundError, StaleError):
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        if os.environ.get(VARIABLE):
+            raise OSError(f"{path} holds something else than plans") from error
+        return {}
+    if there != device:
+        raise OSError(f"{path} is of another GPU, {there.name}")
+    return found
 
 
 def _write(path: Path, device: Device, plans: Mapping[Problem, Choice]) -> None:

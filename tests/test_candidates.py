@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seblock_cuda import _core, _ops
+from seblock_cuda.plans import STRATEGIES, Problem, device_limits
 from tests import cases
 from tests.simt import kernels
 from tests.simt.audit import plans_of
@@ -129,6 +130,25 @@ def test_what_was_tuned_is_run_with_the_same_bits() -> None:
             assert sum(name in kernel for kernel in kernels_run) == 2, kernels_run
         else:
             assert len(kernels_run) == 9, kernels_run
+
+
+@pytest.mark.standin
+@table
+def test_every_candidate_is_run_with_the_same_bits() -> None:
+    expected, _ = launched()
+    limits = device_limits(torch.device("cuda:0"))
+    for direction, name in enumerate(DIRECTIONS):
+        problem = Problem(*(16, 24, 64, 4), "float32", "float32", "nchw", "none", name, True)
+        plans = problem.candidates(limits)
+        assert len(plans) > 4
+        for plan in plans:
+            use(16, direction, STRATEGIES.index(plan.strategy), *numbers(plan)[1:])
+            found, kernels_run = launched()
+            assert (
+                any(plan.strategy in kernel for kernel in kernels_run) or plan.strategy == "split"
+            )
+            for key, value in expected.items():
+                assert torch.equal(found[key], value), (numbers(plan), key)
 
 
 @pytest.mark.standin

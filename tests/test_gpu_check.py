@@ -41,6 +41,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return code
 
     monkeypatch.setattr(gpu_run, "_run", run)
+    monkeypatch.setenv("SEBLOCK_PLANS", "off")  # put back at the end: a command sets it
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -92,7 +93,7 @@ def test_every_command_runs_on_a_pretend_gpu(
     built_for = _core.build_info()["architectures"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", ";".join(built_for))
 
-    parts = ["build", "test", "strategies", "sanitize", "compile", "op", "plot"]
+    parts = ["build", "test", "strategies", "sanitize", "tune", "compile", "op", "plot"]
     work = ["--work", str(tmp_path / "work"), "--parts", *parts]
     code = gpu_check.main(["--dry-run", "cuda", *work])
     shown = "".join(capfd.readouterr())
@@ -122,6 +123,7 @@ def test_limits_fit() -> None:
         "test",
         "strategies",
         "sanitize",
+        "tune",
         "truth",
         "compile",
         "op",

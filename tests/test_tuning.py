@@ -140,6 +140,21 @@ def test_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(PROBLEM)[0] == 0
 
 
+def test_a_file_of_somebody_else_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = tmp_path / "mine.json"
+    monkeypatch.setenv("SEBLOCK_PLANS", str(named))
+    named.write_text('{"precious": 1}')
+    with pytest.raises(OSError, match=r"mine\.json holds something else than plans"):
+        plan_files.keep(GPU, {PROBLEM: SPLIT})
+    assert named.read_text() == '{"precious": 1}'
+    named.unlink()
+    plan_files.keep(GPU, {PROBLEM: SPLIT})
+    with pytest.raises(OSError, match="is of another GPU, Some GPU"):
+        plan_files.keep(Device("Another", 80, 108, 40 * 2**20), {PROBLEM: SPLIT})
+
+
 def test_shipped_plans_give_way_to_tuned_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
