@@ -58,27 +58,31 @@ def summary(folder: Path | None, on_cpu: bool) -> str:
     where = "On a CPU" if on_cpu else "On a GPU"
     if folder is None:
         return f"{where}: {NOT_MEASURED}."
-    items = _preferred([item for item in _of(folder / "op.csv") if item.row.residual == 0])
+    items, system = (
+        _preferred([item for item in _of(folder / path) if item.row.residual == 0])
+        for path in ("op.csv", "system/op.csv")
+    )
     lines = []
     for direction, name in DIRECTIONS.items():
-        found = [item for item in items if item.row.direction == direction]
+        found, as_it_is = (
+            [item for item in each if item.row.direction == direction] for each in (items, system)
+        )
         over = [_times(i.speed_up(rival) for i in found) for rival in ("plain", "compile")]
         layers = len({item.name for item in found})
-        lines.append([f"the layer, {name}: mean (worst) of {layers} layers", *over])
+        what = f"the layer, {name}: mean (worst) of {layers} layers"
+        lines.append([what, *over, _times(i.speed_up("plain") for i in as_it_is)])
     for step in steps(read_csv(folder / "model.csv", ModelRow)):
-        of_step = f"a training step of {step.network}, batch {step.batch}"
-        over = [_times([step.ms("plain") / step.ms("fused")], digits=2), NOT_MEASURED]
-        lines.append([of_step + (", torch.compile" if step.mode == "compile" else ""), *over])
+        what = f"a training step of {step.network}, batch {step.batch}"
+        what += ", torch.compile" if step.mode == "compile" else ""
+        over_plain = _times([step.ms("plain") / step.ms("fused")], digits=2)
+        lines.append([what, over_plain, NOT_MEASURED, NOT_MEASURED])
     headers = [f"{where}: {_facts(folder, items)}", "over plain PyTorch", "over torch.compile"]
-    table = tabulate(lines, headers, "github", disable_numparse=True, colalign=_columns(1, 2))
-    system = _preferred(_of(folder / "system" / "op.csv"))
-    if not system:
-        return table
-    return (
-        f"{table}\n\nThat is with a malloc that keeps memory "
-        "([why, and how](docs/benchmarks.md#memory-on-a-cpu)). With malloc as it is, over plain "
-        f"PyTorch: {_over_plain(system)}."
-    )
+    if system:
+        headers.append("over plain, malloc as it is")
+    else:
+        lines = [line[:3] for line in lines]
+    columns = _columns(1, len(headers) - 1)
+    return tabulate(lines, headers, "github", disable_numparse=True, colalign=columns)
 
 
 def page(results: Path) -> str:
