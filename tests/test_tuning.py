@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from seblock_cuda import SEBlock, explain, plan_files, tune, tune_op, tuning
+from seblock_cuda import SEBlock, __main__, explain, plan_files, tune, tune_op, tuning
 from seblock_cuda.plan_files import Choice, Device
 from seblock_cuda.plans import Problem
 from seblock_cuda.tuning import Measured, Timing
@@ -206,6 +206,76 @@ def test_without_a_gpu() -> None:
         tune(SEBlock(8, 1 / 2), torch.zeros(1, 8, 4, 4))
 
 
+# ---- measuring, by a clock of its own
+
+
+class FakeInputs:
+    """Calls take as many milliseconds as the table says of what runs."""
+
+    clock, running = 0.0, Choice("split")
+    takes: dict[Choice | str, float]
+    calls: list[tuple[object, int]]  # what ran, on which set
+    made = 0
+
+    def __init__(self, *_: object) -> None:
+        self.x = torch.empty(2**20)  # 4 MB
+        self.number = FakeInputs.made
+        FakeInputs.made += 1
+
+    def _run(self, what: Choice | str) -> None:
+        FakeInputs.clock += FakeInputs.takes[what]
+        FakeInputs.calls.append((what, self.number))
+
+    def call(self) -> None:
+        self._run(FakeInputs.running)
+
+    def plain(self) -> None:
+        self._run("plain")
+
+    def copy(self) -> None:
+        self._run("copy")
+
+
+class FakeEvent:
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = FakeInputs.clock
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return later.at - self.at
+
+
+def test_measuring_takes_turns_and_drops_who_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    def use(_: Device, plans: dict[Problem, Choice]) -> None:
+        (FakeInputs.running,) = plans.values()
+
+    monkeypatch.setattr(tuning, "_Inputs", FakeInputs)
+    monkeypatch.setattr(plan_files, "use", use)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(tuning, "SECONDS", 1e9)
+    rule, best, loser = Choice("split"), Choice("stream"), Choice("resident")
+    FakeInputs.takes = {rule: 3.0, best: 1.0, loser: 2.0, "plain": 9.0, "copy": 0.5}
+    FakeInputs.calls, FakeInputs.made = [], 0
+    found = tuning.measure(PROBLEM, [rule, best, loser], GPU, torch.device("cpu"))
+    assert [timing.ms for timing in found.candidates] == [3.0, 1.0, 2.0]
+    assert (found.plain.ms, found.copy.ms) == (9.0, 0.5)
+    counts = {what: sum(ran == what for ran, _ in FakeInputs.calls) for what in FakeInputs.takes}
+    every = 1 + tuning.CALLS * tuning.MOST_ROUNDS  # one to warm up
+    assert counts == {
+        **dict.fromkeys((rule, best, "plain", "copy"), every),
+        loser: 1 + tuning.CALLS * tuning.LEAST_ROUNDS,
+    }
+    turns = [what for what, _ in FakeInputs.calls[5:20]]
+    assert turns == [what for what in FakeInputs.takes for _ in range(tuning.CALLS)]
+    # what a call reads is not in the cache: in between comes more than twice of what that holds
+    sets = [number for _, number in FakeInputs.calls]
+    assert sets[: FakeInputs.made + 1] == [*range(FakeInputs.made), 0]
+    assert FakeInputs.made * 2 * 4 * 2**20 > 2 * GPU.l2_bytes
+
+
 # ---- the whole of it, on a pretend GPU
 
 SHAPE = (16, 24, (8, 8), 4)
@@ -325,3 +395,43 @@ def test_the_table_of_the_environment_is_not_asked_for_off(tmp_path: Path) -> No
         [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True
     )
     assert done.stdout.strip() == str(NOTHING), done.stderr
+
+
+@pytest.mark.standin
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "measure", Table("split"))
+    monkeypatch.setenv("SEBLOCK_PLANS", "off")  # put back at the end: the command sets it
+    layers, plans, table = (tmp_path / name for name in ("layers.csv", "plans.json", "table.txt"))
+    layers.write_text("channels,height,width,reduced,batch\n24,8,8,4,128\n")
+    files = ["--workloads", str(layers), "--plans", str(plans), "--table", str(table)]
+    assert __main__.main(["tune", *files, "--batch", "16", "--device", "cuda:1"]) == 0
+    assert table.read_text() == capsys.readouterr().out
+    assert [entry["choice"]["strategy"] for entry in json.loads(plans.read_text())["plans"]] == [
+        "split",
+        "split",
+    ]
+    layer, x, _ = on_device()
+    assert explain(x, layer).sources == ("tuned", "tuned")
+
+
+def test_the_command_knows_the_layers_of_a_model() -> None:
+    pytest.importorskip("timm")
+    words = "tune --timm mobilenetv3_small_050 --batch 2 --dtype bfloat16 --channels-last"
+    options = __main__._options([*words.split(), "--device", "cpu"])
+    problems = __main__._problems_of_timm(options)
+    assert {each.direction for each in problems} == {"forward", "backward"}
+    assert {(each.n, each.dtype, each.weight_dtype) for each in problems} == {
+        (2, "bfloat16", "bfloat16")
+    }
+    assert "nhwc" in {each.layout for each in problems} and len(problems) > 8
+    mixed = __main__._options([*words.split(), "--device", "cpu", "--autocast", "--inference"])
+    assert {(each.weight_dtype, each.direction) for each in __main__._problems_of_timm(mixed)} == {
+        ("float32", "forward")
+    }
+
+
+def test_the_command_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["tune", "--timm", "seresnet50"]) == 1
+    assert capsys.readouterr().err.startswith("error: tuning needs a GPU")
