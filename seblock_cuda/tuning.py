@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Tuning:
         path: the file where it is kept; None if it is not.
     """
 
-    def __init__(self, rows: list[Row], left: int, path: Any) -> None:
+    def __init__(self, rows: list[Row], left: int, path: Path | None) -> None:
         self.rows, self.left, self.path = rows, left, path
 
     def __iter__(self) -> Iterator[Row]:
@@ -169,20 +170,24 @@ def tune_op(
     device = torch.device(device)
     _check(device)
     wanted = list(dict.fromkeys(problems))
-    model, rows, started = Device.of(device), [], time.monotonic()
-    for problem in _with_progress(wanted):
-        if budget is not None and time.monotonic() - started > budget:
-            break
-        rows.append(_tuned(problem, model, device))
-    choices = {row.problem: _choice(row.best) for row in rows}
-    plan_files.use(model, choices)
-    path = None
-    if choices:
-        try:
-            path = plan_files.keep(model, choices)
-        except OSError as error:
-            warnings.warn(f"the plans are used, but cannot be kept: {error}", stacklevel=2)
+    model, started = Device.of(device), time.monotonic()
+    rows: list[Row] = []
+    try:
+        for problem in _with_progress(wanted):
+            if budget is not None and time.monotonic() - started > budget:
+                break
+            rows.append(_tuned(problem, model, device))
+    finally:  # what was measured counts, whatever ended it
+        path = _keep(model, {row.problem: _choice(row.best) for row in rows})
     return Tuning(rows, len(wanted) - len(rows), path)
+
+
+def _keep(model: Device, choices: dict[Problem, Choice]) -> Path | None:
+    try:
+        return plan_files.keep(model, choices) if choices else None
+    except OSError as error:
+        warnings.warn(f"the plans are used, but cannot be kept: {error}", stacklevel=3)
+        return None
 
 
 def _check(device: torch.device) -> None:
@@ -228,12 +233,17 @@ def collect(model: nn.Module, *inputs: Any, training: bool = True) -> list[Probl
 
 def _tuned(problem: Problem, model: Device, device: torch.device) -> Row:
     plans = problem.candidates(device_limits(device))
-    with torch.cuda.device(device):  # whose stream the events are of
-        found = measure(problem, [_choice(plan) for plan in plans], model, device)
-    rule, quiet = found.candidates[0], found.candidates[0].p80 <= QUIET * found.candidates[0].p20
-    best = min(range(len(plans)), key=lambda i: found.candidates[i].ms)
-    if not quiet or found.candidates[best].ms > WORTH * rule.ms:
-        best = 0
+    choices, best = [_choice(plan) for plan in plans], 0
+    try:
+        with torch.cuda.device(device):  # whose stream the events are of
+            found = measure(problem, choices, model, device)
+        rule = found.candidates[0]
+        quiet = rule.p80 <= QUIET * rule.p20
+        fastest = min(range(len(plans)), key=lambda i: found.candidates[i].ms)
+        if quiet and found.candidates[fastest].ms <= WORTH * rule.ms:
+            best = fastest
+    finally:  # measuring leaves another one in use
+        plan_files.use(model, {problem: choices[best]})
     ms = found.candidates[best].ms
     passes = 2 if problem.direction == "forward" else 3  # a copy makes 2
     passes += {"none": 0, "add": problem.direction == "forward", "add_relu": 1}[problem.tail]

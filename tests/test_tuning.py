@@ -342,6 +342,28 @@ def test_the_rule_stays_where_nothing_is_known_to_be_better(
 
 
 @pytest.mark.standin
+def test_what_was_measured_before_an_interrupt_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, _ = on_device()
+    table = Table("split")
+
+    def measure(problem: Problem, choices: Sequence[Choice], model: Device, _: object) -> Measured:
+        plan_files.use(model, {problem: choices[-1]})
+        if problem.direction == "backward":
+            raise KeyboardInterrupt
+        return table(problem, choices)
+
+    rule = explain(x, layer).backward.strategy
+    monkeypatch.setattr(tuning, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        tune(layer, x)
+    plans = explain(x, layer)
+    assert (plans.forward.strategy, plans.backward.strategy) == ("split", rule)
+    torch.ops.seblock_cuda.forget_plans()
+    plan_files.load()
+    assert explain(x, layer).sources == ("tuned", "rule")
+
+
+@pytest.mark.standin
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder, whoever asks
@@ -364,8 +386,8 @@ def test_measuring_calls_everything_in_turns(
     layout: str, tail: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is, but that an event of a pretend GPU says one millisecond."""
-    monkeypatch.setattr(tuning, "MOST_ROUNDS", 3)
-    monkeypatch.setattr(tuning, "MOST_SETS", 3)
+    for name, few in {"CALLS": 1, "LEAST_ROUNDS": 1, "MOST_ROUNDS": 1, "MOST_SETS": 2}.items():
+        monkeypatch.setattr(tuning, name, few)
     # torch's own kernels are not here
     monkeypatch.setattr(tuning._Inputs, "plain", lambda self: None)
     monkeypatch.setattr(tuning._Inputs, "copy", lambda self: None)
