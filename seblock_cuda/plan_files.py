@@ -83,12 +83,15 @@ def load() -> None:
     named = os.environ.get(VARIABLE)
     if named == "off":
         return
-    for path in sorted(SHIPPED.glob("*.json")):
-        use(*_read(path), shipped=True)
-    for path in [Path(named)] if named else sorted(folder().glob("*.json")):
+    try:
+        own = [Path(named)] if named else sorted(folder().glob("*.json"))
+    except (OSError, RuntimeError):  # no home, or none that may be read
+        own = []
+    shipped = sorted(SHIPPED.glob("*.json"))
+    for path in [*shipped, *own]:  # the later one counts
         try:
             if path.exists():
-                use(*_read(path))
+                use(*_read(path), shipped=path in shipped)
         except StaleError:
             pass  # the next tune writes it anew
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
 from itertools import product
 from types import ModuleType
@@ -149,6 +151,32 @@ def test_every_candidate_is_run_with_the_same_bits() -> None:
             )
             for key, value in expected.items():
                 assert torch.equal(found[key], value), (numbers(plan), key)
+
+
+@pytest.mark.standin
+@table
+def test_plans_change_while_calls_run() -> None:
+    expected, _ = launched()
+    done = threading.Event()
+
+    def change() -> None:
+        for turn in itertools.count():
+            if done.is_set():
+                return
+            for direction in range(2):
+                use(16, direction, (turn + direction) % 3)
+            if turn % 7 == 0:
+                OP.forget_plans()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(8):
+            found, _ = launched()
+            assert all(torch.equal(found[key], value) for key, value in expected.items())
+    finally:
+        done.set()
+        changing.join()
 
 
 @pytest.mark.standin

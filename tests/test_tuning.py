@@ -140,6 +140,17 @@ def test_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(PROBLEM)[0] == 0
 
 
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing goes on where the user has no folder."""
+
+    def expanded(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", expanded)
+    plan_files.load()
+
+
 def test_a_file_of_somebody_else_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
