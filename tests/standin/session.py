@@ -37,7 +37,7 @@ def _settings(item: pytest.Item) -> Settings | None:
     return None if marker is None else tuple(sorted(marker.kwargs.items()))
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     settings = _settings(item)
     if inside() or settings is None:
         return None
@@ -49,6 +49,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     for report in _results[item.nodeid]:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    item.session._setupstate.teardown_exact(nextitem)  # of this module, if another one is next
     return True
 
 
