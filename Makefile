@@ -19,7 +19,7 @@ help:
 	@echo "make test           run the tests"
 	@echo "make audit          the bytes that each CUDA kernel moves, counted without a GPU"
 	@echo "make sanitize       the CUDA kernels under AddressSanitizer, without a GPU"
-	@echo "make host-path      tests marked gpu on pretend GPUs, and the host code broken on purpose"
+	@echo "make host-path      tests marked gpu on pretend GPUs, host code broken, the GPU check rehearsed"
 	@echo "make bench          time the layer against plain PyTorch"
 	@echo "make cpu-results    all benchmarks on this CPU, into benchmarks/results (takes long)"
 	@echo "make readme         pictures and README figures from the newest results"
@@ -75,7 +75,7 @@ HOST_PATH_NOT := workloads or 2_to_the or two_to_the or derivatives or large_res
 host-path: ready
 	STANDIN_OPEN=1 STANDIN_MEGABYTES=4096 $(RUN) -m tests.standin.run python -m pytest -q -p tests.standin.via_cpu \
 	  -m gpu -k "not ($(HOST_PATH_NOT))" $(HOST_PATH) $(ARGS)
-	$(RUN) -m pytest -q -m mutants
+	$(RUN) -m pytest -q -m "mutants or rehearsal"
 
 bench: ready
 	$(RUN) -m benchmarks.op $(ARGS)

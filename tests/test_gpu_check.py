@@ -47,6 +47,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.usefixtures("_in_process")
 def test_every_command_runs_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -78,6 +79,7 @@ done
 """
 
 
+@pytest.mark.rehearsal
 @pytest.mark.standin(STANDIN_L2_MEGABYTES="0,0")  # so that two sets of inputs are more than its L2
 @pytest.mark.usefixtures("_in_process")
 def test_every_command_runs_on_a_pretend_gpu(

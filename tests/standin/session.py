@@ -115,7 +115,7 @@ def run_tests(
         # sys: what is written as the process dies must not be lost in a file of pytest's
         options = ["-q", "-p", "no:cacheprovider", "--capture=sys"]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, f"@{names}"],
+            [sys.executable, "-m", "pytest", "-m", "", *options, f"@{names}"],
             cwd=root,
             env={**environment, REPORTS: str(file)},
             stdout=subprocess.PIPE,
